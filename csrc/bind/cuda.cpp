@@ -1,0 +1,124 @@
+// CUDA implementations of the ops: device guard, current stream, scratch, semaphores. Built against CPU torch; the one CUDA symbol of
+// torch is weak, so a torch without CUDA still loads the file (and never calls it).
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "bind/ops.h"
+
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+
+namespace tokensieve::bind {
+namespace {
+
+int32_t device_of(const Tensor& t) {
+  int32_t index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
+  return index;
+}
+
+void* current_stream(const Tensor& like) {
+  if (aoti_torch_get_current_cuda_stream == nullptr) fail("cuda", "this torch has no CUDA: its libtorch lacks the current-stream symbol");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_of(like), &stream));
+  return stream;
+}
+
+DeviceInfo device_info(const Tensor& like) {
+  static std::mutex mutex;
+  static std::map<int32_t, DeviceInfo> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const int32_t device = device_of(like);
+  if (const auto found = known.find(device); found != known.end()) return found->second;
+  int major = 0, minor = 0, sms = 0, smem = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) fail("cuda", "cudaDeviceGetAttribute: ", cudaGetErrorString(error));
+  return known[device] = {10 * major + minor, sms, smem};
+}
+
+// Semaphores are zero between calls (the last block resets them), so one zeroed buffer per stream serves every call on it, and a captured
+// graph replays without a memset. Calls on one stream never overlap. Buffers that grew out stay alive: a graph may still hold their address.
+int32_t* semaphores(const Tensor& like, void* stream, int64_t count) {
+  if (count == 0) return nullptr;
+  struct Pool {
+    Tensor tensor;
+    int64_t size;
+  };
+  static std::mutex mutex;
+  static auto* pools = new std::map<std::pair<int32_t, void*>, std::vector<Pool>>;  // never destroyed: CUDA may be gone before statics are
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::vector<Pool>& pool = (*pools)[{device_of(like), stream}];
+  if (pool.empty() || pool.back().size < count) {
+    const int64_t size = count < 4096 ? 4096 : 2 * count;
+    pool.push_back({torch::stable::new_zeros(like, {size}, ScalarType::Int), size});
+  }
+  return static_cast<int32_t*>(pool.back().tensor.mutable_data_ptr());
+}
+
+void* scratch(const Tensor& like, int64_t bytes, Tensor& keep) {
+  if (bytes == 0) return nullptr;
+  keep = allocate_like(like, {bytes}, aoti_torch_dtype_uint8());
+  return keep.mutable_data_ptr();
+}
+
+struct CudaBackend {
+  struct Guard {
+    explicit Guard(const Tensor& t) : guard(device_of(t)) {}
+    torch::stable::accelerator::DeviceGuard guard;
+  };
+
+  static void allocated(const Tensor&) {}
+
+  static Status score(ScoreParams& p, const Tensor& like) {
+    void* stream = current_stream(like);
+    const ScorePlan plan = score_plan_cuda(p, device_info(like));
+    Tensor keep = like;
+    p.workspace = scratch(like, plan.workspace_bytes, keep);
+    p.semaphores = semaphores(like, stream, plan.num_semaphores);
+    return score_cuda(p, plan, stream);
+  }
+
+  static Status topk(TopkParams& p, const Tensor& like) {
+    const TopkPlan plan = topk_plan_cuda(p, device_info(like));
+    Tensor keep = like;
+    p.workspace = scratch(like, plan.workspace_bytes, keep);
+    return topk_cuda(p, plan, current_stream(like));
+  }
+
+  static Status gather(const GatherParams& p, const Tensor& like) {
+    return gather_cuda(p, gather_plan_cuda(p, device_info(like)), current_stream(like));
+  }
+
+  static Status scatter(const GatherParams& p, const Tensor& like) {
+    return scatter_rows_cuda(p, gather_plan_cuda(p, device_info(like)), current_stream(like));
+  }
+
+  static Status topk_gather(TopkParams& t, const GatherParams& g, const Tensor& like) {
+    const DeviceInfo device = device_info(like);
+    const TopkPlan plan = topk_plan_cuda(t, device);
+    Tensor keep = like;
+    t.workspace = scratch(like, plan.workspace_bytes, keep);
+    return topk_gather_cuda(t, plan, g, gather_plan_cuda(g, device), current_stream(like));
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
+  m.impl("attention_scores", TORCH_BOX(&attention_scores<CudaBackend>));
+  m.impl("select_topk", TORCH_BOX(&select_topk<CudaBackend>));
+  m.impl("gather_tokens", TORCH_BOX(&gather_tokens<CudaBackend>));
+  m.impl("gather_tokens_out", TORCH_BOX(&gather_tokens_out<CudaBackend>));
+  m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward<CudaBackend>));
+  m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CudaBackend>));
+}
+
+}  // namespace tokensieve::bind

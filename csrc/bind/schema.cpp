@@ -1,0 +1,18 @@
+// Every op's schema, once. The same text is pinned by tests/ops/test_schema.py.
+#include <torch/csrc/stable/library.h>
+
+#define TS_SCORE_ARGUMENTS                                                                                    \
+  "float scale, bool causal, Tensor? bias, Tensor? lse, Tensor? row_weights, Tensor? query_positions, "       \
+  "SymInt range_begin, SymInt range_end, int normalize, int query_reduction, int head_reduction"
+
+STABLE_TORCH_LIBRARY(tokensieve, m) {
+  m.def("attention_scores(Tensor query, Tensor key, " TS_SCORE_ARGUMENTS ") -> (Tensor, Tensor)");
+  m.def("select_topk(Tensor scores, SymInt k, Tensor? k_rows, Tensor? candidates, Tensor? always_keep, int order) -> Tensor");
+  m.def("gather_tokens(Tensor[] tensors, Tensor index) -> Tensor[]");
+  m.def("gather_tokens_out(Tensor[] tensors, Tensor index, Tensor(a!)[] out) -> ()");
+  m.def("gather_tokens_backward(Tensor[] grads, Tensor index, SymInt N) -> Tensor[]");
+  m.def("prune_tokens(Tensor query, Tensor key, Tensor[] tensors, SymInt k, " TS_SCORE_ARGUMENTS
+        ", bool keep_outside) -> (Tensor[], Tensor, Tensor)");
+  m.def("cpu_level() -> int");
+  m.def("set_cpu_level(int level) -> ()");
+}

@@ -1,0 +1,18 @@
+"""The ops: typed functions over `torch.ops.tokensieve.*`, their fakes and gradients."""
+
+from .. import _load  # noqa: F401  (registers the C++ ops that the modules below look up)
+from ._debug import debug_checks
+from .gather import gather_tokens, gather_tokens_out
+from .prune import PruneResult, prune_tokens
+from .score import attention_scores
+from .select import select_topk
+
+__all__ = [
+    "PruneResult",
+    "attention_scores",
+    "debug_checks",
+    "gather_tokens",
+    "gather_tokens_out",
+    "prune_tokens",
+    "select_topk",
+]

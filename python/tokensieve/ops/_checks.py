@@ -1,0 +1,123 @@
+"""The rules of the ops' arguments as TypeError and ValueError.
+
+The ops call C++ directly and come here only when that refused (or from a fake), so a good call pays nothing for its checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from .. import _load
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+REDUCTIONS: dict[str | None, int] = {None: 0, "mean": 1, "sum": 2, "max": 3}
+NORMALIZATIONS = {"row": 0, "range": 1}
+ORDERS = {"position": 0, "score": 1}
+
+
+def explain(error: Exception, check: Callable[[], None]) -> NoReturn:
+    """Turns what C++ refused into the Python error of the rule that was broken; anything else is raised as it came."""
+    check()
+    if isinstance(error, RuntimeError) and str(error).startswith("tokensieve."):
+        raise ValueError(str(error)) from None
+    raise error
+
+
+def bad_value(op: str, text: str) -> NoReturn:
+    raise ValueError(f"tokensieve.{op}: {text}")
+
+
+def bad_type(op: str, text: str) -> NoReturn:
+    raise TypeError(f"tokensieve.{op}: {text}")
+
+
+def shape(t: Tensor) -> str:
+    return str(tuple(t.shape))
+
+
+def tensor(op: str, name: str, value: Any, rank: int | None = None, layout: str = "", dtypes: Sequence[torch.dtype] = ()) -> None:
+    """`value` is a dense tensor of this rank and one of these dtypes, on a device that a loaded library serves."""
+    if not isinstance(value, Tensor):
+        bad_type(op, f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if dtypes and value.dtype not in dtypes:
+        allowed = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        bad_type(op, f"{name} must be {allowed}, got {str(value.dtype).removeprefix('torch.')}")
+    if rank is not None and value.dim() != rank:
+        bad_value(op, f"{name} must be {layout}, got shape {shape(value)}")
+    if value.device.type == "cuda" and not _load.STATE.cuda_loaded:
+        raise RuntimeError(
+            f"tokensieve.{op}: {name} is on {value.device}, but the CUDA library is not loaded: {_load.STATE.cuda_error}"
+        )
+    if value.device.type not in ("cpu", "cuda", "meta"):
+        bad_value(op, f"{name} must be on a cpu, cuda or meta device, got {value.device}")
+
+
+def contiguous_last(op: str, name: str, t: Tensor) -> None:
+    if t.dim() and t.shape[-1] > 1 and t.stride(-1) != 1:
+        bad_value(op, f"{name} must be contiguous in its last dimension (stride 1), got stride {t.stride(-1)}; call .contiguous()")
+
+
+def same_device(op: str, name: str, t: Tensor, reference_name: str, reference: Tensor) -> None:
+    if t.device != reference.device:
+        bad_value(op, f"{name} must be on the device of {reference_name} ({reference.device}), got {t.device}")
+
+
+def exact_shape(op: str, name: str, t: Tensor, expected: Sequence[int], layout: str) -> None:
+    if tuple(t.shape) != tuple(expected):
+        bad_value(op, f"{name} must be {layout} = {tuple(expected)}, got shape {shape(t)}")
+
+
+def option(op: str, name: str, value: Any, allowed: dict[Any, int]) -> None:
+    if value not in allowed:
+        names = ", ".join(repr(a) for a in allowed)
+        bad_value(op, f"{name} must be one of {names}, got {value!r}")
+
+
+def integer(op: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        bad_type(op, f"{name} must be an int, got {type(value).__name__}")
+
+
+def key_range(op: str, value: Any, N: int) -> None:
+    if not isinstance(value, Sequence) or len(value) != 2:
+        bad_type(op, f"key_range must be a pair (start, end) of ints, got {value!r}")
+    for part in value:
+        integer(op, "key_range", part)
+    start, end = value
+    if not 0 <= start <= end <= N:
+        bad_value(op, f"key_range must satisfy 0 <= start <= end <= N={N}, got ({start}, {end})")
+
+
+def token_tensors(op: str, tensors: Any, B: int, N: int, reference_name: str, reference: Tensor) -> None:
+    """`tensors` is a sequence of (B, N, ...) tensors whose trailing axes are M segments of contiguous elements."""
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+        bad_type(op, f"tensors must be a sequence of tensors, got {type(tensors).__name__}")
+    if len(tensors) == 0:
+        bad_value(op, "tensors must hold at least one tensor, got none")
+    for i, t in enumerate(tensors):
+        name = f"tensors[{i}]"
+        tensor(op, name, t)
+        if t.dim() < 2 or t.shape[0] != B or t.shape[1] != N:
+            bad_value(op, f"{name} must be (B={B}, N={N}, ...), got shape {shape(t)}")
+        same_device(op, name, t, reference_name, reference)
+        if not segments_of_contiguous(t):
+            bad_value(
+                op,
+                f"{name} must have at most one strided axis over contiguous elements after (B, N), "
+                f"got shape {shape(t)} with strides {tuple(t.stride())}; call .contiguous()",
+            )
+
+
+def segments_of_contiguous(t: Tensor) -> bool:
+    axes = [(size, stride) for size, stride in zip(t.shape[2:], t.stride()[2:], strict=True) if size != 1]
+    width = 1
+    while axes and axes[-1][1] == width:
+        width *= axes.pop()[0]
+    for (_, outer), (size, inner) in zip(axes[:-1], axes[1:], strict=True):
+        if outer != size * inner:
+            return False
+    return True

@@ -1,0 +1,73 @@
+"""Value checks that read data back (a host sync on a GPU), so they are off unless asked for."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from . import _checks
+
+enabled = os.environ.get("TOKENSIEVE_DEBUG", "0") not in ("", "0")
+
+
+class debug_checks:
+    """Turns the value checks on or off, for good or within a `with` block.
+
+    They find NaN scores and wrong per-row k in `select_topk`, and duplicate or out-of-range indices in `gather_tokens`. Each reads
+    data on the host, which stalls a GPU. The environment variable `TOKENSIEVE_DEBUG=1`, read once at import, turns them on from the start.
+
+    Args:
+        on: whether the checks run from now on.
+
+    Example:
+        >>> import torch, tokensieve as ts
+        >>> with ts.debug_checks():
+        ...     ts.select_topk(torch.tensor([[1.0, float("nan")]]), 1)
+        Traceback (most recent call last):
+        ...
+        ValueError: tokensieve.select_topk: scores must hold no NaN (debug check), got 1, the first at (0, 1)
+    """
+
+    def __init__(self, on: bool = True) -> None:
+        global enabled
+        self._before = enabled
+        enabled = on
+
+    def __enter__(self) -> debug_checks:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        global enabled
+        enabled = self._before
+
+
+def _first(mask: Tensor) -> tuple[int, ...]:
+    return tuple(int(i) for i in mask.nonzero()[0])
+
+
+def selection(op: str, scores: Tensor, k_rows: Tensor | None, max_k: int) -> None:
+    """Raises for NaN scores and for k outside [0, max_k]."""
+    nan = torch.isnan(scores)
+    if bool(nan.any()):
+        _checks.bad_value(op, f"scores must hold no NaN (debug check), got {int(nan.sum())}, the first at {_first(nan)}")
+    if k_rows is not None:
+        wrong = (k_rows < 0) | (k_rows > max_k)
+        if bool(wrong.any()):
+            where = _first(wrong)
+            _checks.bad_value(op, f"k must be in [0, max_k={max_k}] in every row (debug check), got {int(k_rows[where])} in row {where[0]}")
+
+
+def indices(op: str, index: Tensor, N: int) -> None:
+    """Raises for indices outside [-1, N) and for a token that a row names twice."""
+    wrong = (index < -1) | (index >= N)
+    if bool(wrong.any()):
+        where = _first(wrong)
+        _checks.bad_value(op, f"index must be in [-1, N={N}) (debug check), got {int(index[where])} at {where}")
+    ordered = index.sort(dim=1).values
+    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    if bool(twice.any()):
+        row, column = _first(twice)
+        _checks.bad_value(op, f"index must name a token once per row (debug check), got {int(ordered[row, column])} twice in row {row}")

@@ -1,0 +1,201 @@
+"""attention_scores: how much attention every key receives from a few query rows."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._checks import NORMALIZATIONS, REDUCTIONS, explain
+
+Reduction = Literal["mean", "sum", "max"] | None
+_op = torch.ops.tokensieve.attention_scores.default
+
+
+@overload
+def attention_scores(query: Tensor, key: Tensor, *, return_lse: Literal[True], **options: Any) -> tuple[Tensor, Tensor]: ...
+@overload
+def attention_scores(query: Tensor, key: Tensor, **options: Any) -> Tensor: ...
+
+
+def attention_scores(
+    query: Tensor,
+    key: Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    bias: Tensor | None = None,
+    lse: Tensor | None = None,
+    key_range: tuple[int, int] | None = None,
+    normalize: str = "row",
+    query_reduction: Reduction = "mean",
+    head_reduction: Reduction = "mean",
+    row_weights: Tensor | None = None,
+    query_positions: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention mass per key: softmax(Q K^T) reduced over rows and heads, without the L x N map.
+
+    Args:
+        query: (B, H, L, D), float32, float16 or bfloat16; any strides with a contiguous last dimension. L is small: the CLS row, the last
+            token, the text rows.
+        key: (B, Hkv, N, D), dtype of query; query head h reads key head h // (H // Hkv).
+        scale: factor of the logits; D ** -0.5 where None.
+        causal: row l sees keys <= N - L + l (the rows are the last L tokens), or keys <= query_positions[b, l].
+        bias: broadcastable to (B, H, L, N) with 4 dimensions; a float kind is added to the logits, bool means "visible" (padding masks).
+        lse: (B, H, L) float32, given natural-log normaliser of every row; computed where None.
+        key_range: (start, end), the keys that are scored and returned; all N where None.
+        normalize: "row", softmax over all visible keys, or "range", over the visible keys of key_range.
+        query_reduction: "mean", "sum", "max" or None over the L rows; it comes first.
+        head_reduction: "mean", "sum", "max" or None over the H heads, after the rows.
+        row_weights: (B, L) float32 factor of every row for "mean" (which divides by their sum) and "sum".
+        query_positions: (B, L) int64, last key that a row sees; -1 marks an unused row: its probabilities are zero, "mean" does not count
+            it and "max" ignores it.
+        return_lse: also return the row normalisers, (B, H, L) float32, -inf where a row sees nothing.
+
+    Returns:
+        float32 (B, R), with R = end - start; (B, H, R) without head reduction, (B, L, R) without row reduction, (B, H, L, R) without
+        either. With return_lse, the pair (scores, lse).
+
+    Raises:
+        TypeError: a dtype or a Python type that is not taken.
+        ValueError: a shape, range, option, device or stride that breaks a rule above.
+
+    Accumulates in float32 in a fixed order: the same call gives the same bits on any number of threads and on every CPU level. A row that
+    sees nothing gives zeros. Memory is O(B H N). Not differentiable.
+
+    Source: FastV (arXiv 2403.06764, section 4), PyramidDrop (arXiv 2410.17247, section 3.2), FasterVLM (arXiv 2412.01818, section 3).
+
+    Example:
+        >>> import torch, tokensieve as ts
+        >>> query, key = torch.zeros(1, 2, 1, 4), torch.randn(1, 2, 5, 4)
+        >>> ts.attention_scores(query, key)
+        tensor([[0.2000, 0.2000, 0.2000, 0.2000, 0.2000]])
+    """
+    options = (scale, causal, bias, lse, key_range, normalize, query_reduction, head_reduction, row_weights, query_positions)
+    try:
+        scores, row_lse = _op(query, key, *score_arguments(query, key, *options))
+    except Exception as error:
+        explain(error, lambda: check_scores("attention_scores", query, key, *options))
+    return (scores, row_lse) if return_lse else scores
+
+
+def score_arguments(
+    query: Tensor,
+    key: Tensor,
+    scale: float | None,
+    causal: bool,
+    bias: Tensor | None,
+    lse: Tensor | None,
+    key_range: tuple[int, int] | None,
+    normalize: str,
+    query_reduction: Reduction,
+    head_reduction: Reduction,
+    row_weights: Tensor | None,
+    query_positions: Tensor | None,
+) -> tuple[Any, ...]:
+    """The eleven C++ arguments after query and key (of attention_scores and prune_tokens)."""
+    start, end = (0, key.shape[2]) if key_range is None else key_range
+    return (
+        query.shape[3] ** -0.5 if scale is None else scale,
+        causal,
+        bias,
+        lse if lse is None else lse.contiguous(),
+        row_weights if row_weights is None else row_weights.contiguous(),
+        query_positions if query_positions is None else query_positions.contiguous(),
+        start,
+        end,
+        NORMALIZATIONS[normalize],
+        REDUCTIONS[query_reduction],
+        REDUCTIONS[head_reduction],
+    )
+
+
+def check_scores(
+    op: str,
+    query: Any,
+    key: Any,
+    scale: Any,
+    causal: Any,
+    bias: Any,
+    lse: Any,
+    key_range: Any,
+    normalize: Any,
+    query_reduction: Any,
+    head_reduction: Any,
+    row_weights: Any,
+    query_positions: Any,
+) -> None:
+    """Raises the rule that these arguments break, if any."""
+    _checks.tensor(op, "query", query, 4, "(B, H, L, D)", _checks.FLOATS)
+    _checks.tensor(op, "key", key, 4, "(B, Hkv, N, D)", (query.dtype,))
+    B, H, L, D = query.shape
+    Hkv, N = key.shape[1], key.shape[2]
+    if key.shape[0] != B or key.shape[3] != D:
+        _checks.bad_value(op, f"key must be (B={B}, Hkv, N, D={D}), got shape {_checks.shape(key)}")
+    if H > 0 and (Hkv == 0 or H % Hkv != 0):
+        _checks.bad_value(op, f"query heads must be a multiple of key heads, got H={H}, Hkv={Hkv}")
+    _checks.same_device(op, "key", key, "query", query)
+    _checks.contiguous_last(op, "query", query)
+    _checks.contiguous_last(op, "key", key)
+    if scale is None and D == 0:
+        _checks.bad_value(op, "scale must be given when D = 0, got None")
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymFloat))):
+        _checks.bad_type(op, f"scale must be a float or None, got {type(scale).__name__}")
+    if not isinstance(causal, bool):
+        _checks.bad_type(op, f"causal must be a bool, got {type(causal).__name__}")
+    if key_range is not None:
+        _checks.key_range(op, key_range, N)
+    _checks.option(op, "normalize", normalize, NORMALIZATIONS)
+    _checks.option(op, "query_reduction", query_reduction, REDUCTIONS)
+    _checks.option(op, "head_reduction", head_reduction, REDUCTIONS)
+    if bias is not None:
+        _check_bias(op, bias, query, (B, H, L, N))
+    rows = ((lse, "lse", torch.float32, (B, H, L), "(B, H, L)"), (row_weights, "row_weights", torch.float32, (B, L), "(B, L)"))
+    for value, name, dtype, expected, layout in (*rows, (query_positions, "query_positions", torch.int64, (B, L), "(B, L)")):
+        if value is not None:
+            _checks.tensor(op, name, value, len(expected), layout, (dtype,))
+            _checks.exact_shape(op, name, value, expected, layout)
+            _checks.same_device(op, name, value, "query", query)
+    if row_weights is not None and query_reduction not in ("mean", "sum"):
+        _checks.bad_value(op, f"row_weights needs query_reduction 'mean' or 'sum', got {query_reduction!r}")
+
+
+def _check_bias(op: str, bias: Any, query: Tensor, full: tuple[int, ...]) -> None:
+    _checks.tensor(op, "bias", bias, 4, "broadcastable to (B, H, L, N)", (*_checks.FLOATS, torch.bool))
+    _checks.same_device(op, "bias", bias, "query", query)
+    if any(got not in (1, wanted) for got, wanted in zip(bias.shape, full, strict=True)):
+        _checks.bad_value(op, f"bias must be broadcastable to (B, H, L, N) = {full}, got shape {_checks.shape(bias)}")
+    _checks.contiguous_last(op, "bias", bias)
+
+
+def score_shape(query: Tensor, R: int, query_reduction: int, head_reduction: int) -> tuple[int, ...]:
+    """Shape of the scores: every reduced axis is gone."""
+    B, H, L, _ = query.shape
+    return (B, *((H,) if head_reduction == 0 else ()), *((L,) if query_reduction == 0 else ()), R)
+
+
+@torch.library.register_fake("tokensieve::attention_scores")
+def _fake(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    causal: bool,
+    bias: Tensor | None,
+    lse: Tensor | None,
+    row_weights: Tensor | None,
+    query_positions: Tensor | None,
+    range_begin: int,
+    range_end: int,
+    normalize: int,
+    query_reduction: int,
+    head_reduction: int,
+) -> tuple[Tensor, Tensor]:
+    names = tuple(REDUCTIONS)
+    options = (scale, causal, bias, lse, (range_begin, range_end), tuple(NORMALIZATIONS)[normalize])
+    reductions = (names[query_reduction], names[head_reduction])
+    check_scores("attention_scores", query, key, *options, *reductions, row_weights, query_positions)
+    scores = query.new_empty(score_shape(query, range_end - range_begin, query_reduction, head_reduction), dtype=torch.float32)
+    return scores, query.new_empty(query.shape[:3], dtype=torch.float32)
