@@ -30,9 +30,7 @@ def main() -> None:
     parser.add_argument("--jobs", default=str(os.cpu_count() or 1))
     parser.add_argument("--testing", action="store_true", help="build the numpy module of the kernel tests instead of the libraries")
     arguments = parser.parse_args()
-    options = [
-        f"-D{name}={os.environ[name]}" for name in ("TOKENSIEVE_CUDA_ARCHS", "TOKENSIEVE_WITH_CUDA") if os.environ.get(name)
-    ]
+    options = [f"-D{name}={os.environ[name]}" for name in ("TOKENSIEVE_CUDA_ARCHS", "TOKENSIEVE_WITH_CUDA") if os.environ.get(name)]
     if arguments.testing:
         folder = ROOT / "build" / "testing"
         options = ["-DTOKENSIEVE_TESTING=ON", "-DTOKENSIEVE_WITH_CUDA=OFF", f"-DTOKENSIEVE_OUTPUT_DIR={folder}"]

@@ -1,4 +1,5 @@
-// The backstop checks: "tokensieve.<op>: <argument> must <rule>, got <value>". Python raises the same rules first, as TypeError or ValueError.
+// The backstop checks: "tokensieve.<op>: <argument> must <rule>, got <value>". Python raises the same rules first, as TypeError or
+// ValueError.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

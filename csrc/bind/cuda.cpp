@@ -45,7 +45,8 @@ DeviceInfo device_info(const Tensor& like) {
 }
 
 // Semaphores are zero between calls (the last block resets them), so one zeroed buffer per stream serves every call on it, and a captured
-// graph replays without a memset. Calls on one stream never overlap. Buffers that grew out stay alive: a graph may still hold their address.
+// graph replays without a memset. Calls on one stream never overlap. Buffers that grew out stay alive: a graph may still hold their
+// address.
 int32_t* semaphores(const Tensor& like, void* stream, int64_t count) {
   if (count == 0) return nullptr;
   struct Pool {

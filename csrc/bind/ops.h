@@ -107,9 +107,9 @@ std::tuple<Tensor, Tensor> attention_scores(const Tensor& query, const Tensor& k
                                             int64_t normalize, int64_t query_reduction, int64_t head_reduction) {
   const char* op = "attention_scores";
   typename Backend::Guard guard(query);
-  ScoreParams p = score_params(op, query, key,
-                               {scale, causal, bias, lse, row_weights, query_positions, range_begin, range_end, normalize, query_reduction,
-                                head_reduction});
+  ScoreParams p = score_params(
+      op, query, key,
+      {scale, causal, bias, lse, row_weights, query_positions, range_begin, range_end, normalize, query_reduction, head_reduction});
   Tensor row_lse = allocate_like(query, {p.B, p.H, p.L}, aoti_torch_dtype_float32());
   p.lse_out = static_cast<float*>(row_lse.mutable_data_ptr());
   return {run_scores<Backend>(op, query, p), row_lse};
@@ -204,7 +204,8 @@ inline std::vector<GatherTensor> gather_views(const char* op, const std::vector<
 template <typename Backend>
 void run_gather(const char* op, const std::vector<Tensor>& tensors, const Tensor& index, const std::vector<Tensor>& out) {
   GatherParams p = index_params(op, index, tensors[0].size(0), tensors[0].size(1));
-  for_each_batch_of_tensors(p, gather_views(op, tensors, out), [&](const GatherParams& batch) { raise(op, Backend::gather(batch, index)); });
+  for_each_batch_of_tensors(p, gather_views(op, tensors, out),
+                            [&](const GatherParams& batch) { raise(op, Backend::gather(batch, index)); });
 }
 
 inline void check_gather(const char* op, const std::vector<Tensor>& tensors, const Tensor& index) {
@@ -267,9 +268,9 @@ template <typename Backend>
 std::tuple<std::vector<Tensor>, Tensor, Tensor> prune_tokens(const Tensor& query, const Tensor& key, const std::vector<Tensor>& tensors,
                                                              int64_t k, double scale, bool causal, const OptionalTensor& bias,
                                                              const OptionalTensor& lse, const OptionalTensor& row_weights,
-                                                             const OptionalTensor& query_positions, int64_t range_begin,
-                                                             int64_t range_end, int64_t normalize, int64_t query_reduction,
-                                                             int64_t head_reduction, bool keep_outside) {
+                                                             const OptionalTensor& query_positions, int64_t range_begin, int64_t range_end,
+                                                             int64_t normalize, int64_t query_reduction, int64_t head_reduction,
+                                                             bool keep_outside) {
   const char* op = "prune_tokens";
   const int64_t R = range_end - range_begin;
   if (query_reduction == 0 || head_reduction == 0) fail(op, "query_reduction and head_reduction must reduce (mean, sum or max)");
@@ -277,9 +278,9 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> prune_tokens(const Tensor& query
   check_rank(op, "key", key, 4, "(B, Hkv, N, D)");
   check_token_tensors(op, tensors, key.size(0), key.size(2), query);
   typename Backend::Guard guard(query);
-  ScoreParams score = score_params(op, query, key,
-                                   {scale, causal, bias, lse, row_weights, query_positions, range_begin, range_end, normalize,
-                                    query_reduction, head_reduction});
+  ScoreParams score = score_params(
+      op, query, key,
+      {scale, causal, bias, lse, row_weights, query_positions, range_begin, range_end, normalize, query_reduction, head_reduction});
   const Tensor scores = run_scores<Backend>(op, query, score);
   TopkParams topk;
   topk.B = key.size(0), topk.N = R, topk.K = k;

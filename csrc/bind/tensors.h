@@ -19,13 +19,17 @@ using torch::headeronly::ScalarType;
 
 inline DType kernel_dtype(const char* op, const char* name, const Tensor& t, bool allow_bool = false) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat32;
-    case ScalarType::Half: return DType::kFloat16;
-    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
     case ScalarType::Bool:
       if (allow_bool) return DType::kBool;
       [[fallthrough]];
-    default: fail(op, name, " must be float32, float16 or bfloat16", allow_bool ? " or bool" : "");
+    default:
+      fail(op, name, " must be float32, float16 or bfloat16", allow_bool ? " or bool" : "");
   }
 }
 

@@ -1,4 +1,5 @@
-// Instruction levels of the CPU kernels. Every *_cpu.cpp is compiled once per level into namespace TS_ISA; the public entry switches at run time.
+// Instruction levels of the CPU kernels. Every *_cpu.cpp is compiled once per level into namespace TS_ISA; the public entry switches at run
+// time.
 #pragma once
 
 namespace tokensieve {
@@ -9,21 +10,24 @@ enum class CpuLevel : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };  // kAvx2 =
 
 // TS_ISA is one of baseline, avx2, avx512 and comes from the build. TS_ISA_LEVEL is 0, 1 or 2.
 #if defined(TS_ISA)
-#define TS_ISA_BEGIN \
+#define TS_ISA_BEGIN     \
   namespace tokensieve { \
   namespace TS_ISA {
 #define TS_ISA_END \
-  } \
+  }                \
   }
 #endif
 
 // In the translation unit of the baseline level: declare `name` of the other levels and switch. On non-x86 only the baseline exists.
 #if defined(TS_HAVE_X86_LEVELS)
-#define TS_CPU_SWITCH(level, call)            \
-  switch (level) {                            \
-    case CpuLevel::kAvx512: return avx512::call; \
-    case CpuLevel::kAvx2: return avx2::call;  \
-    default: return baseline::call;           \
+#define TS_CPU_SWITCH(level, call) \
+  switch (level) {                 \
+    case CpuLevel::kAvx512:        \
+      return avx512::call;         \
+    case CpuLevel::kAvx2:          \
+      return avx2::call;           \
+    default:                       \
+      return baseline::call;       \
   }
 #else
 #define TS_CPU_SWITCH(level, call) \

@@ -6,9 +6,9 @@
 namespace tokensieve {
 
 struct DeviceInfo {
-  int compute_capability = 90;           // 10 * major + minor
-  int num_sms = 132;                     // H200
-  int64_t smem_per_block = 227 * 1024;   // opt-in limit, bytes
+  int compute_capability = 90;          // 10 * major + minor
+  int num_sms = 132;                    // H200
+  int64_t smem_per_block = 227 * 1024;  // opt-in limit, bytes
 };
 
 }  // namespace tokensieve

@@ -7,8 +7,6 @@ namespace tokensieve {
 
 enum class DType : uint8_t { kFloat32, kFloat16, kBFloat16, kBool };
 
-constexpr int64_t dtype_bytes(DType dtype) {
-  return dtype == DType::kFloat32 ? 4 : dtype == DType::kBool ? 1 : 2;
-}
+constexpr int64_t dtype_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kBool ? 1 : 2; }
 
 }  // namespace tokensieve

@@ -16,8 +16,7 @@ inline void parallel_for(ParallelForFn threads, int64_t n, int64_t grain, Body&&
     body(int64_t{0}, n);
     return;
   }
-  threads(
-      0, n, grain, [](void* context, int64_t begin, int64_t end) { (*static_cast<Body*>(context))(begin, end); }, &body);
+  threads(0, n, grain, [](void* context, int64_t begin, int64_t end) { (*static_cast<Body*>(context))(begin, end); }, &body);
 }
 
 }  // namespace tokensieve

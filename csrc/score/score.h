@@ -27,13 +27,13 @@ struct ScoreParams {
   void* workspace = nullptr;                 // plan.workspace_bytes, 64-byte aligned, contents undefined
   int32_t* semaphores = nullptr;             // CUDA only: plan.num_semaphores, zero on entry, left zero on exit
   int64_t B = 0, H = 0, Hkv = 0, L = 0, N = 0, D = 0;
-  int64_t query_stride[3] = {};              // B, H, L
-  int64_t key_stride[3] = {};                // B, Hkv, N
-  int64_t bias_stride[4] = {};               // B, H, L, N (0 where broadcast; N stride 0 or 1)
-  int64_t range_begin = 0, range_end = 0;    // keys that are scored
+  int64_t query_stride[3] = {};            // B, H, L
+  int64_t key_stride[3] = {};              // B, Hkv, N
+  int64_t bias_stride[4] = {};             // B, H, L, N (0 where broadcast; N stride 0 or 1)
+  int64_t range_begin = 0, range_end = 0;  // keys that are scored
   float scale = 1.0f;
-  bool causal = false;                       // row l sees keys <= N - L + l; with query_positions, keys <= query_positions[b, l]
-  Normalize normalize = Normalize::kRow;     // softmax over all visible keys, or over the visible keys of the range
+  bool causal = false;                           // row l sees keys <= N - L + l; with query_positions, keys <= query_positions[b, l]
+  Normalize normalize = Normalize::kRow;         // softmax over all visible keys, or over the visible keys of the range
   Reduction query_reduction = Reduction::kMean;  // rows first ...
   Reduction head_reduction = Reduction::kMean;   // ... then heads
   DType dtype = DType::kFloat32;
@@ -49,14 +49,14 @@ enum class ScoreAlgo : int { kCpuChunks, kCluster, kSplit };
 
 struct ScorePlan {
   ScoreAlgo algo = ScoreAlgo::kCpuChunks;
-  int64_t chunk_keys = 0;       // keys per work item
+  int64_t chunk_keys = 0;  // keys per work item
   int64_t num_chunks = 0;
-  int64_t rows_per_pass = 0;    // query rows (of one key head's group) that share one pass over the keys
+  int64_t rows_per_pass = 0;  // query rows (of one key head's group) that share one pass over the keys
   int64_t workspace_bytes = 0;
-  int64_t num_semaphores = 0;   // CUDA
-  int threads = 0;              // CUDA: threads per block
-  int64_t smem_bytes = 0;       // CUDA: dynamic shared memory per block
-  int64_t bytes_moved = 0;      // predicted compulsory traffic
+  int64_t num_semaphores = 0;  // CUDA
+  int threads = 0;             // CUDA: threads per block
+  int64_t smem_bytes = 0;      // CUDA: dynamic shared memory per block
+  int64_t bytes_moved = 0;     // predicted compulsory traffic
   int64_t flops = 0;
 };
 

@@ -15,11 +15,11 @@ constexpr int kMaxGatherTensors = 8;  // per launch; the caller splits longer li
 
 // One tensor, as bytes: a token is M segments of W contiguous bytes. The compact side ([B, K, M, W]) is contiguous.
 struct GatherTensor {
-  const void* src = nullptr;  // gather: [B, N, M, W] strided; scatter: [B, K, M, W] contiguous
-  void* dst = nullptr;        // gather: [B, K, M, W] contiguous; scatter: [B, N, M, W] contiguous
+  const void* src = nullptr;                         // gather: [B, N, M, W] strided; scatter: [B, K, M, W] contiguous
+  void* dst = nullptr;                               // gather: [B, K, M, W] contiguous; scatter: [B, N, M, W] contiguous
   int64_t stride_b = 0, stride_n = 0, stride_m = 0;  // bytes, of the gather's source
-  int64_t segments = 1;       // M
-  int64_t segment_bytes = 0;  // W
+  int64_t segments = 1;                              // M
+  int64_t segment_bytes = 0;                         // W
 };
 
 struct GatherParams {

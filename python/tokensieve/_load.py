@@ -57,7 +57,7 @@ def _load_cuda(build: dict[str, Any]) -> str | None:
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        return f"{library.name} (built by nvcc {(build.get('cuda') or {}).get('nvcc', 'unknown')}) did not load: {error}"
+        return f"{library.name} (built by nvcc {(build.get('cuda') or {}).get('nvcc', 'unknown')}) did not load: {error.__cause__ or error}"
     return None
 
 

@@ -6,6 +6,7 @@ The ops call C++ directly and come here only when that refused (or from a fake),
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -49,9 +50,7 @@ def tensor(op: str, name: str, value: Any, rank: int | None = None, layout: str 
     if rank is not None and value.dim() != rank:
         bad_value(op, f"{name} must be {layout}, got shape {shape(value)}")
     if value.device.type == "cuda" and not _load.STATE.cuda_loaded:
-        raise RuntimeError(
-            f"tokensieve.{op}: {name} is on {value.device}, but the CUDA library is not loaded: {_load.STATE.cuda_error}"
-        )
+        raise RuntimeError(f"tokensieve.{op}: {name} is on {value.device}, but the CUDA library is not loaded: {_load.STATE.cuda_error}")
     if value.device.type not in ("cpu", "cuda", "meta"):
         bad_value(op, f"{name} must be on a cpu, cuda or meta device, got {value.device}")
 
@@ -117,7 +116,4 @@ def segments_of_contiguous(t: Tensor) -> bool:
     width = 1
     while axes and axes[-1][1] == width:
         width *= axes.pop()[0]
-    for (_, outer), (size, inner) in zip(axes[:-1], axes[1:], strict=True):
-        if outer != size * inner:
-            return False
-    return True
+    return all(outer == size * inner for (_, outer), (size, inner) in pairwise(axes))

@@ -26,7 +26,7 @@ class PruneResult(NamedTuple):
     """
 
     tensors: tuple[Tensor, ...]
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, on purpose
     scores: Tensor
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,12 +12,6 @@ from ._checks import NORMALIZATIONS, REDUCTIONS, explain
 
 Reduction = Literal["mean", "sum", "max"] | None
 _op = torch.ops.tokensieve.attention_scores.default
-
-
-@overload
-def attention_scores(query: Tensor, key: Tensor, *, return_lse: Literal[True], **options: Any) -> tuple[Tensor, Tensor]: ...
-@overload
-def attention_scores(query: Tensor, key: Tensor, **options: Any) -> Tensor: ...
 
 
 def attention_scores(
@@ -35,7 +29,7 @@ def attention_scores(
     row_weights: Tensor | None = None,
     query_positions: Tensor | None = None,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Attention mass per key: softmax(Q K^T) reduced over rows and heads, without the L x N map.
 
     Args:
