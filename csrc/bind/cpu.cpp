@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "bind/ops.h"
@@ -77,9 +78,14 @@ struct CpuBackend {
   static Status gather(const GatherParams& p, const Tensor&) { return gather_cpu(p, level(), torch_threads); }
   static Status scatter(const GatherParams& p, const Tensor&) { return scatter_rows_cpu(p, level(), torch_threads); }
 
-  static Status topk_gather(TopkParams& t, const GatherParams& g, const Tensor& like) {
-    const Status selected = topk(t, like);
-    return selected.ok() ? gather(g, like) : selected;
+  static Status prune(ScoreParams& s, TopkParams& t, const GatherParams& g, const Tensor& like) {
+    const ScorePlan score_plan = score_plan_cpu(s);
+    const TopkPlan topk_plan = topk_plan_cpu(t);
+    Tensor keep = like;  // the two steps follow each other, so they share one scratch buffer
+    s.workspace = t.workspace = scratch(like, std::max(score_plan.workspace_bytes, topk_plan.workspace_bytes), keep);
+    Status status = score_cpu(s, score_plan, level(), torch_threads);
+    if (status.ok()) status = topk_cpu(t, topk_plan, level(), torch_threads);
+    return status.ok() ? gather_cpu(g, level(), torch_threads) : status;
   }
 };
 

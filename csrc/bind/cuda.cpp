@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -102,12 +103,16 @@ struct CudaBackend {
     return scatter_rows_cuda(p, gather_plan_cuda(p, device_info(like)), current_stream(like));
   }
 
-  static Status topk_gather(TopkParams& t, const GatherParams& g, const Tensor& like) {
+  static Status prune(ScoreParams& s, TopkParams& t, const GatherParams& g, const Tensor& like) {
     const DeviceInfo device = device_info(like);
-    const TopkPlan plan = topk_plan_cuda(t, device);
-    Tensor keep = like;
-    t.workspace = scratch(like, plan.workspace_bytes, keep);
-    return topk_gather_cuda(t, plan, g, gather_plan_cuda(g, device), current_stream(like));
+    void* stream = current_stream(like);
+    const ScorePlan score_plan = score_plan_cuda(s, device);
+    const TopkPlan topk_plan = topk_plan_cuda(t, device);
+    Tensor keep = like;  // stream order separates the two launches, so they share one scratch buffer
+    s.workspace = t.workspace = scratch(like, std::max(score_plan.workspace_bytes, topk_plan.workspace_bytes), keep);
+    s.semaphores = semaphores(like, stream, score_plan.num_semaphores);
+    const Status status = score_cuda(s, score_plan, stream);
+    return status.ok() ? topk_gather_cuda(t, topk_plan, g, gather_plan_cuda(g, device), stream) : status;
   }
 };
 

@@ -1,8 +1,8 @@
 // The ops, once for both back ends: check, allocate, fill parameters, call the back end's launcher. No arithmetic.
-// A Backend has: scratch(like, bytes), score(params, like), topk(params, like), gather(params, like), scatter(params, like),
-// topk_gather(topk, gather, like) and allocated(tensor). Each throws on a bad Status.
+// A Backend has: a Guard, allocated(tensor), and the launchers score, topk, gather, scatter and prune (score + topk + gather).
 #pragma once
 
+#include <cmath>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -19,7 +19,7 @@ using OptionalTensor = std::optional<Tensor>;
 
 // The eleven arguments that attention_scores and prune_tokens share.
 struct ScoreOptions {
-  double scale;
+  const std::optional<double>& scale;
   bool causal;
   const OptionalTensor &bias, &lse, &row_weights, &query_positions;
   int64_t range_begin, range_end, normalize, query_reduction, head_reduction;
@@ -78,17 +78,20 @@ inline ScoreParams score_params(const char* op, const Tensor& query, const Tenso
   p.query_positions =
       static_cast<const int64_t*>(checked_dense(op, "query_positions", o.query_positions, query, ScalarType::Long, {p.B, p.L}));
   p.range_begin = o.range_begin, p.range_end = o.range_end;
-  p.scale = static_cast<float>(o.scale);
+  if (!o.scale && p.D == 0) fail(op, "scale must be given when D = 0");
+  p.scale = static_cast<float>(o.scale ? *o.scale : 1.0 / std::sqrt(static_cast<double>(p.D)));
   p.causal = o.causal || p.query_positions != nullptr;
   p.normalize = static_cast<Normalize>(o.normalize);
   p.query_reduction = static_cast<Reduction>(o.query_reduction);
   p.head_reduction = static_cast<Reduction>(o.head_reduction);
+  if (p.row_weights && p.query_reduction != Reduction::kMean && p.query_reduction != Reduction::kSum) {
+    fail(op, "row_weights needs query_reduction 'mean' or 'sum'");
+  }
   return p;
 }
 
-// Allocates and fills the scores, whose shape drops every reduced axis.
-template <typename Backend>
-Tensor run_scores(const char* op, const Tensor& query, ScoreParams& p) {
+// Allocates the scores, whose shape drops every reduced axis.
+inline Tensor allocate_scores(const Tensor& query, ScoreParams& p) {
   int64_t sizes[4], rank = 0;
   sizes[rank++] = p.B;
   if (p.head_reduction == Reduction::kNone) sizes[rank++] = p.H;
@@ -96,13 +99,12 @@ Tensor run_scores(const char* op, const Tensor& query, ScoreParams& p) {
   sizes[rank++] = p.range_end - p.range_begin;
   Tensor scores = allocate_like(query, sizes, rank, aoti_torch_dtype_float32());
   p.scores = static_cast<float*>(scores.mutable_data_ptr());
-  raise(op, Backend::score(p, query));
   return scores;
 }
 
 template <typename Backend>
-std::tuple<Tensor, Tensor> attention_scores(const Tensor& query, const Tensor& key, double scale, bool causal, const OptionalTensor& bias,
-                                            const OptionalTensor& lse, const OptionalTensor& row_weights,
+std::tuple<Tensor, Tensor> attention_scores(const Tensor& query, const Tensor& key, const std::optional<double>& scale, bool causal,
+                                            const OptionalTensor& bias, const OptionalTensor& lse, const OptionalTensor& row_weights,
                                             const OptionalTensor& query_positions, int64_t range_begin, int64_t range_end,
                                             int64_t normalize, int64_t query_reduction, int64_t head_reduction) {
   const char* op = "attention_scores";
@@ -112,7 +114,9 @@ std::tuple<Tensor, Tensor> attention_scores(const Tensor& query, const Tensor& k
       {scale, causal, bias, lse, row_weights, query_positions, range_begin, range_end, normalize, query_reduction, head_reduction});
   Tensor row_lse = allocate_like(query, {p.B, p.H, p.L}, aoti_torch_dtype_float32());
   p.lse_out = static_cast<float*>(row_lse.mutable_data_ptr());
-  return {run_scores<Backend>(op, query, p), row_lse};
+  Tensor scores = allocate_scores(query, p);
+  raise(op, Backend::score(p, query));
+  return {scores, row_lse};
 }
 
 inline const uint8_t* mask_rows(const char* op, const char* name, const OptionalTensor& mask, const Tensor& scores, int64_t& stride) {
@@ -266,22 +270,23 @@ std::vector<Tensor> gather_tokens_backward(const std::vector<Tensor>& grads, con
 
 template <typename Backend>
 std::tuple<std::vector<Tensor>, Tensor, Tensor> prune_tokens(const Tensor& query, const Tensor& key, const std::vector<Tensor>& tensors,
-                                                             int64_t k, double scale, bool causal, const OptionalTensor& bias,
-                                                             const OptionalTensor& lse, const OptionalTensor& row_weights,
-                                                             const OptionalTensor& query_positions, int64_t range_begin, int64_t range_end,
-                                                             int64_t normalize, int64_t query_reduction, int64_t head_reduction,
-                                                             bool keep_outside) {
+                                                             int64_t k, const std::optional<double>& scale, bool causal,
+                                                             const OptionalTensor& bias, const OptionalTensor& lse,
+                                                             const OptionalTensor& row_weights, const OptionalTensor& query_positions,
+                                                             int64_t range_begin, int64_t range_end, int64_t normalize,
+                                                             int64_t query_reduction, int64_t head_reduction, bool keep_outside) {
   const char* op = "prune_tokens";
   const int64_t R = range_end - range_begin;
   if (query_reduction == 0 || head_reduction == 0) fail(op, "query_reduction and head_reduction must reduce (mean, sum or max)");
   if (k < 0 || k > R) fail(op, "k must be in [0, R=", R, "], got ", k);
   check_rank(op, "key", key, 4, "(B, Hkv, N, D)");
+  if (tensors.empty()) fail(op, "tensors must hold at least one tensor, got none");
   check_token_tensors(op, tensors, key.size(0), key.size(2), query);
   typename Backend::Guard guard(query);
   ScoreParams score = score_params(
       op, query, key,
       {scale, causal, bias, lse, row_weights, query_positions, range_begin, range_end, normalize, query_reduction, head_reduction});
-  const Tensor scores = run_scores<Backend>(op, query, score);
+  const Tensor scores = allocate_scores(query, score);
   TopkParams topk;
   topk.B = key.size(0), topk.N = R, topk.K = k;
   topk.scores = scores.const_data_ptr();
@@ -299,7 +304,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> prune_tokens(const Tensor& query
   const std::vector<GatherTensor> views = gather_views(op, tensors, out);
   gather.num_tensors = static_cast<int>(views.size() < kMaxGatherTensors ? views.size() : kMaxGatherTensors);
   for (int i = 0; i < gather.num_tensors; ++i) gather.tensors[i] = views[static_cast<size_t>(i)];
-  raise(op, Backend::topk_gather(topk, gather, query));
+  raise(op, Backend::prune(score, topk, gather, query));
   if (views.size() > kMaxGatherTensors) {  // the first launch selected; the rest only copies
     const std::vector<GatherTensor> rest(views.begin() + kMaxGatherTensors, views.end());
     for_each_batch_of_tensors(gather, rest, [&](const GatherParams& batch) { raise(op, Backend::gather(batch, index)); });

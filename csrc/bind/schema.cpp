@@ -1,8 +1,8 @@
 // Every op's schema, once. The same text is pinned by tests/ops/test_schema.py.
 #include <torch/csrc/stable/library.h>
 
-#define TS_SCORE_ARGUMENTS                                                                              \
-  "float scale, bool causal, Tensor? bias, Tensor? lse, Tensor? row_weights, Tensor? query_positions, " \
+#define TS_SCORE_ARGUMENTS                                                                               \
+  "float? scale, bool causal, Tensor? bias, Tensor? lse, Tensor? row_weights, Tensor? query_positions, " \
   "SymInt range_begin, SymInt range_end, int normalize, int query_reduction, int head_reduction"
 
 STABLE_TORCH_LIBRARY(tokensieve, m) {

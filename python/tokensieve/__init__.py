@@ -3,7 +3,9 @@
 Ops are in `tokensieve.ops` and re-exported here; methods are in `tokensieve.methods`; `sieve(model, method)` attaches a method to a model.
 """
 
-from . import ops
+from typing import TYPE_CHECKING, Any
+
+from . import methods, ops
 from ._version import __version__
 from .ops import (
     PruneResult,
@@ -15,14 +17,32 @@ from .ops import (
     select_topk,
 )
 
+if TYPE_CHECKING:
+    from .models import attach, detach, sieve
+
 __all__ = [
     "PruneResult",
     "__version__",
+    "attach",
     "attention_scores",
     "debug_checks",
+    "detach",
     "gather_tokens",
     "gather_tokens_out",
+    "methods",
     "ops",
     "prune_tokens",
     "select_topk",
+    "sieve",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The model side comes on first use: it imports transformers, which the ops and methods do without (2 s of the import time)."""
+    if name in ("attach", "detach", "sieve"):
+        try:
+            from . import models
+        except ModuleNotFoundError as error:
+            raise ImportError(f"tokensieve.{name} needs {error.name}: pip install 'tokensieve[models]'") from error
+        return getattr(models, name)
+    raise AttributeError(f"module 'tokensieve' has no attribute {name!r}")

@@ -71,7 +71,7 @@ def exact_shape(op: str, name: str, t: Tensor, expected: Sequence[int], layout: 
 
 
 def option(op: str, name: str, value: Any, allowed: dict[Any, int]) -> None:
-    if value not in allowed:
+    if not isinstance(value, (str, type(None))) or value not in allowed:
         names = ", ".join(repr(a) for a in allowed)
         bad_value(op, f"{name} must be one of {names}, got {value!r}")
 

@@ -54,18 +54,28 @@ def selection(op: str, scores: Tensor, k_rows: Tensor | None, max_k: int) -> Non
     if bool(nan.any()):
         _checks.bad_value(op, f"scores must hold no NaN (debug check), got {int(nan.sum())}, the first at {_first(nan)}")
     if k_rows is not None:
-        wrong = (k_rows < 0) | (k_rows > max_k)
-        if bool(wrong.any()):
-            where = _first(wrong)
-            _checks.bad_value(op, f"k must be in [0, max_k={max_k}] in every row (debug check), got {int(k_rows[where])} in row {where[0]}")
+        counts(op, k_rows, max_k)
+
+
+def counts(op: str, k_rows: Tensor, max_k: int) -> None:
+    """Raises for k outside [0, max_k]; the CPU kernels refuse those too, so this also says which one they met."""
+    wrong = (k_rows < 0) | (k_rows > max_k)
+    if bool(wrong.any()):
+        where = _first(wrong)
+        _checks.bad_value(op, f"k must be in [0, max_k={max_k}] in every row, got {int(k_rows[where])} in row {where[0]}")
+
+
+def positions(op: str, index: Tensor, N: int) -> None:
+    """Raises for indices outside [-1, N); the CPU kernels refuse those too, so this also says which one they met."""
+    wrong = (index < -1) | (index >= N)
+    if bool(wrong.any()):
+        where = _first(wrong)
+        _checks.bad_value(op, f"index must be in [-1, N={N}), got {int(index[where])} at {where}")
 
 
 def indices(op: str, index: Tensor, N: int) -> None:
     """Raises for indices outside [-1, N) and for a token that a row names twice."""
-    wrong = (index < -1) | (index >= N)
-    if bool(wrong.any()):
-        where = _first(wrong)
-        _checks.bad_value(op, f"index must be in [-1, N={N}) (debug check), got {int(index[where])} at {where}")
+    positions(op, index, N)
     ordered = index.sort(dim=1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
     if bool(twice.any()):

@@ -53,7 +53,7 @@ def gather_tokens(tensors: Tensor | Sequence[Tensor], index: Tensor) -> Tensor |
             _debug.indices("gather_tokens", index, items[0].shape[1])
         out = _autograd.call(_op, items, items, index)
     except Exception as error:
-        explain(error, lambda: check_gather("gather_tokens", items, index))
+        explain(error, lambda: _explain("gather_tokens", items, index))
     return out[0] if single else tuple(out)
 
 
@@ -86,7 +86,13 @@ def gather_tokens_out(tensors: Sequence[Tensor], index: Tensor, out: Sequence[Te
             _debug.indices("gather_tokens_out", index, tensors[0].shape[1])
         _op_out(tensors, index, out)
     except Exception as error:
-        explain(error, lambda: _check_out(tensors, index, out))
+        explain(error, lambda: _explain_out(tensors, index, out))
+
+
+def _explain(op: str, tensors: Any, index: Any) -> None:
+    check_gather(op, tensors, index)
+    if index.device.type == "cpu":
+        _debug.positions(op, index, tensors[0].shape[1])
 
 
 def check_gather(op: str, tensors: Any, index: Any) -> None:
@@ -102,6 +108,11 @@ def check_gather(op: str, tensors: Any, index: Any) -> None:
     else:
         B, N = index.shape[0], 0
     _checks.token_tensors(op, tensors, B, N, "index", index)
+
+
+def _explain_out(tensors: Any, index: Any, out: Any) -> None:
+    _check_out(tensors, index, out)
+    _explain("gather_tokens_out", tensors, index)
 
 
 def _check_out(tensors: Any, index: Any, out: Any) -> None:
@@ -160,3 +171,20 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[list[Tensor | None]
 
 
 torch.library.register_autograd("tokensieve::gather_tokens", _backward, setup_context=_setup_context)
+
+
+def _setup_scatter(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward_of_scatter(ctx: Any, grads: list[Tensor | None]) -> tuple[list[Tensor | None], None, None]:
+    """The scatter is linear, so its gradient is the gather again (second derivatives, gradient penalties)."""
+    (index,) = ctx.saved_tensors
+    used = [i for i, g in enumerate(grads) if g is not None]
+    result: list[Tensor | None] = [None] * len(grads)
+    for i, g in zip(used, _op([grads[i] for i in used], index) if used else [], strict=True):
+        result[i] = g
+    return result, None, None
+
+
+torch.library.register_autograd("tokensieve::gather_tokens_backward", _backward_of_scatter, setup_context=_setup_scatter)

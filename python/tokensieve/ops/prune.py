@@ -112,7 +112,7 @@ def _fake(
     key: Tensor,
     tensors: Sequence[Tensor],
     k: int,
-    scale: float,
+    scale: float | None,
     causal: bool,
     bias: Tensor | None,
     lse: Tensor | None,

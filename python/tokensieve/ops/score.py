@@ -93,7 +93,7 @@ def score_arguments(
     """The eleven C++ arguments after query and key (of attention_scores and prune_tokens)."""
     start, end = (0, key.shape[2]) if key_range is None else key_range
     return (
-        query.shape[3] ** -0.5 if scale is None else scale,
+        scale,
         causal,
         bias,
         lse if lse is None else lse.contiguous(),
@@ -162,7 +162,8 @@ def _check_bias(op: str, bias: Any, query: Tensor, full: tuple[int, ...]) -> Non
     _checks.same_device(op, "bias", bias, "query", query)
     if any(got not in (1, wanted) for got, wanted in zip(bias.shape, full, strict=True)):
         _checks.bad_value(op, f"bias must be broadcastable to (B, H, L, N) = {full}, got shape {_checks.shape(bias)}")
-    _checks.contiguous_last(op, "bias", bias)
+    if bias.stride(-1) != 0:  # 0: expanded over the keys
+        _checks.contiguous_last(op, "bias", bias)
 
 
 def score_shape(query: Tensor, R: int, query_reduction: int, head_reduction: int) -> tuple[int, ...]:
@@ -175,7 +176,7 @@ def score_shape(query: Tensor, R: int, query_reduction: int, head_reduction: int
 def _fake(
     query: Tensor,
     key: Tensor,
-    scale: float,
+    scale: float | None,
     causal: bool,
     bias: Tensor | None,
     lse: Tensor | None,
@@ -193,3 +194,8 @@ def _fake(
     check_scores("attention_scores", query, key, *options, *reductions, row_weights, query_positions)
     scores = query.new_empty(score_shape(query, range_end - range_begin, query_reduction, head_reduction), dtype=torch.float32)
     return scores, query.new_empty(query.shape[:3], dtype=torch.float32)
+
+
+# Scores carry no gradient. A fallthrough costs nothing; without it they would require grad, and a backward pass would warn and be wrong.
+_library = torch.library.Library("tokensieve", "FRAGMENT")
+_library.impl("attention_scores", torch.library.fallthrough_kernel, "Autograd")

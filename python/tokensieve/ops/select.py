@@ -54,14 +54,20 @@ def select_topk(
             _debug_select(scores, k, max_k)
         if isinstance(k, Tensor):
             return _op(scores, max_k, k.contiguous(), candidates, always_keep, ORDERS[order])
-        return _op(scores, k, None, candidates, always_keep, ORDERS[order])
+        return _op(scores, k if max_k is None else None, None, candidates, always_keep, ORDERS[order])  # None: refused, explained below
     except Exception as error:
-        explain(error, lambda: check_select(scores, k, max_k, candidates, always_keep, order))
+        explain(error, lambda: _explain(scores, k, max_k, candidates, always_keep, order))
 
 
 def _debug_select(scores: Tensor, k: int | Tensor, max_k: int | None) -> None:
     rows = k if isinstance(k, Tensor) else None
     _debug.selection("select_topk", scores, rows, int(max_k or 0) if rows is not None else 0)
+
+
+def _explain(scores: Any, k: Any, max_k: Any, candidates: Any, always_keep: Any, order: Any) -> None:
+    check_select(scores, k, max_k, candidates, always_keep, order)
+    if isinstance(k, Tensor) and k.device.type == "cpu":
+        _debug.counts("select_topk", k, max_k)
 
 
 def check_select(scores: Any, k: Any, max_k: Any, candidates: Any, always_keep: Any, order: Any) -> None:

@@ -1,0 +1,105 @@
+"""gather_tokens: kept rows of hidden states, into fresh and into reused outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import tokensieve as ts
+import torch
+from torch import Tensor
+
+from . import cases, checks, peers
+from .harness import Case, Inputs, Settings, Target
+
+
+def build(settings: Settings) -> Iterator[Case]:
+    for N, k, C in cases.GATHER_SIZES:
+        dtypes = (torch.float32, torch.bfloat16) if N == 2880 or settings.device == "cuda" else (torch.float32,)
+        for dtype in dtypes:
+            yield _fresh(N, k, C, dtype, settings.device)
+            yield _reused(N, k, C, dtype, settings.device)
+    yield _several(2944, 704, 4096, settings.device)
+
+
+def _bytes(k: int, C: int, dtype: torch.dtype) -> int:
+    return 2 * k * C * dtype.itemsize + 8 * k
+
+
+def _check(inputs: Inputs, output: Tensor, ours: bool) -> str | None:
+    return checks.copies([inputs[0]], inputs[1], [output])
+
+
+def _fresh(N: int, k: int, C: int, dtype: torch.dtype, device: str) -> Case:
+    return Case(
+        op="gather_tokens",
+        case=f"{k}x{C} of {N}, fresh output",
+        dtype=cases.name(dtype),
+        inputs=lambda seed: (cases.randn(seed, 1, N, C, dtype=dtype, device=device), cases.random_index(seed, 1, N, k, device)),
+        ours=ts.gather_tokens,
+        peers={"index_select": peers.rows, "torch.gather": peers.gather_expand},
+        compiled="index_select",
+        check=_check,
+        bytes=_bytes(k, C, dtype),
+        quick=N == 2880,
+        targets=(Target(1, "index_select"), Target(1, "torch.gather")) if dtype == torch.float32 else (),
+    )
+
+
+def _reused(N: int, k: int, C: int, dtype: torch.dtype, device: str) -> Case:
+    def inputs(seed: int) -> Inputs:
+        x = cases.randn(seed, 1, N, C, dtype=dtype, device=device)
+        return x, cases.random_index(seed, 1, N, k, device), torch.zeros(1, k, C, dtype=dtype, device=device)
+
+    def ours(x: Tensor, index: Tensor, out: Tensor) -> Tensor:
+        ts.gather_tokens_out((x,), index, (out,))
+        return out
+
+    def index_select(x: Tensor, index: Tensor, out: Tensor) -> Tensor:
+        return torch.index_select(x, 1, index[0], out=out)
+
+    def check(inputs: Inputs, output: Tensor, is_ours: bool) -> str | None:
+        problem = _check(inputs, output, is_ours)
+        output.zero_()  # the next contender writes to the same memory
+        return problem
+
+    return Case(
+        op="gather_tokens_out",
+        case=f"{k}x{C} of {N}, reused output",
+        dtype=cases.name(dtype),
+        inputs=inputs,
+        ours=ours,
+        peers={"index_select": index_select, "torch.gather": peers.gather_expand},
+        check=check,
+        bytes=_bytes(k, C, dtype),
+        quick=N == 2880,
+        targets=(Target(3, "torch.gather"), Target(2, "index_select")) if dtype == torch.float32 else (),
+    )
+
+
+def _several(N: int, k: int, C: int, device: str) -> Case:
+    """What a decoder layer needs: hidden states, position ids and an attention mask by one index."""
+
+    def inputs(seed: int) -> Inputs:
+        hidden = cases.randn(seed, 1, N, C, dtype=torch.bfloat16, device=device)
+        positions = torch.arange(N, device=device).view(1, N)
+        mask = cases.randn(seed + 1, 1, N, device=device) > -1
+        return [hidden, positions, mask], cases.random_index(seed, 1, N, k, device)
+
+    def select_each(tensors: list[Tensor], index: Tensor) -> list[Tensor]:
+        return [peers.rows(x, index) for x in tensors]
+
+    def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
+        return checks.copies(*inputs, output)
+
+    return Case(
+        op="gather_tokens",
+        case=f"hidden {k}x{C} + positions + mask of {N}",
+        dtype="bf16",
+        inputs=inputs,
+        ours=ts.gather_tokens,
+        peers={"index_select": select_each},
+        compiled="index_select",
+        check=check,
+        bytes=_bytes(k, C, torch.bfloat16) + 2 * k * 9,
+    )

@@ -1,0 +1,107 @@
+"""The contenders: what a competent user writes with a few torch calls ("smart eager"), and what the methods' authors run ("eager code").
+
+Written from the papers' formulas. "Eager code" is the shape of all published implementations: attention weights of one layer are asked
+for, so softmax(QK^T) is materialised over all rows and all heads, averaged over heads as a map, and then one row of it is read. Only the
+map is charged to it, not the product with V, which an unpruned layer pays too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+Range = tuple[int, int]
+
+
+def few_row_scores(query: Tensor, key: Tensor, span: Range, causal: bool = False) -> Tensor:
+    """(B, R) mean over heads and rows of softmax(QK^T) of a few rows; grouped heads by a reshape, so keys are not repeated."""
+    B, H, L, D = query.shape
+    Hkv, N = key.shape[1:3]
+    rows = query.reshape(B, Hkv, H // Hkv * L, D)
+    logits = (rows @ key.transpose(-1, -2)).view(B, H, L, N) * (D**-0.5)
+    if causal:
+        logits = logits.masked_fill(_future(L, N, query.device), -math.inf)
+    return torch.softmax(logits, -1, dtype=torch.float32)[..., span[0] : span[1]].mean((1, 2))
+
+
+def map_scores(query: Tensor, key: Tensor, span: Range, row: int, causal: bool) -> Tensor:
+    """(B, R) from attention maps as `output_attentions=True` gives them: all rows, all heads, then one row of the mean over heads."""
+    B, H, L, D = query.shape
+    Hkv, N = key.shape[1:3]
+    if Hkv != H:
+        key = key[:, :, None].expand(B, Hkv, H // Hkv, N, D).reshape(B, H, N, D)
+    logits = query @ key.transpose(2, 3) * (D**-0.5)
+    if causal:
+        logits = logits + torch.zeros(L, N, dtype=query.dtype, device=query.device).masked_fill(_future(L, N, query.device), -math.inf)
+    weights = torch.softmax(logits, -1, dtype=torch.float32).to(query.dtype)
+    return weights.mean(1)[:, row, span[0] : span[1]]
+
+
+def _future(L: int, N: int, device: torch.device) -> Tensor:
+    return torch.ones(L, N, dtype=torch.bool, device=device).triu(N - L + 1)
+
+
+def topk_sort(scores: Tensor, k: int) -> Tensor:
+    """(B, k) positions, ascending."""
+    return scores.topk(k, sorted=False).indices.sort().values
+
+
+def with_outside(index: Tensor, span: Range, N: int) -> Tensor:
+    """(B, K) positions of the range plus all positions outside it, ascending."""
+    outside = torch.cat([torch.arange(span[0], device=index.device), torch.arange(span[1], N, device=index.device)])
+    return torch.cat([index + span[0], outside.expand(index.shape[0], -1)], 1).sort().values
+
+
+def rows(x: Tensor, index: Tensor) -> Tensor:
+    """(B, K, ...) of x, the fastest general way in torch: one index_select for a single sample, torch.gather for a batch."""
+    if x.shape[0] == 1:
+        return x.index_select(1, index[0])
+    return gather_expand(x, index)
+
+
+def gather_expand(x: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
+    """torch.gather with the index expanded over the trailing dimensions."""
+    wide = index.view(*index.shape, *[1] * (x.dim() - 2)).expand(*index.shape, *x.shape[2:])
+    return torch.gather(x, 1, wide, out=out)
+
+
+def smart_prune(query: Tensor, key: Tensor, tensors: list[Tensor], k: int, span: Range, outside: bool = True) -> tuple[Tensor, ...]:
+    """The gathered tensors, then the index: few-row scores, topk, cat of the text, sort, one gather a tensor."""
+    index = topk_sort(few_row_scores(query, key, span), k)
+    index = with_outside(index, span, key.shape[2]) if outside else index + span[0]
+    return (*(rows(x, index) for x in tensors), index)
+
+
+def map_prune(query: Tensor, key: Tensor, tensors: list[Tensor], k: int, span: Range, row: int, causal: bool) -> tuple[Tensor, ...]:
+    """As smart_prune, from the map of all rows (decoder: causal, the last row ranks)."""
+    scores = map_scores(query, key, span, row, causal)
+    index = with_outside(scores.topk(k).indices, span, key.shape[2])
+    return (*(rows(x, index) for x in tensors), index)
+
+
+def row_prune(query: Tensor, key: Tensor, features: Tensor, k: int, span: Range) -> tuple[Tensor, Tensor]:
+    """PyramidDrop's official step: a masked softmax of the ranking row alone, then per sample topk, sort, cat, and a padded batch."""
+    B, N = features.shape[:2]
+    mask = torch.zeros(B, 1, 1, N, dtype=query.dtype, device=query.device)
+    weights = torch.softmax(query @ key.transpose(2, 3) / math.sqrt(query.shape[-1]) + mask, -1, dtype=torch.float32)
+    scores = weights.to(query.dtype).mean(1).mean(1)
+    kept, indices = [], []
+    for b in range(B):
+        top = scores[b, span[0] : span[1]].topk(k).indices.sort().values + span[0]
+        kept.append(torch.cat([features[b, : span[0]], features[b, top], features[b, span[1] :]]))
+        indices.append(top)
+    padded = torch.zeros(B, max(len(x) for x in kept), features.shape[2], dtype=features.dtype, device=features.device)
+    for b, x in enumerate(kept):
+        padded[b, : len(x)] = x
+    return padded, with_outside(torch.stack(indices) - span[0], span, N)
+
+
+def map_mask_prune(query: Tensor, key: Tensor, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Encoder methods: the CLS row of the map, top-k, a boolean mask over the patches, features[mask]."""
+    scores = map_scores(query, key, (1, key.shape[2]), 0, causal=False)
+    mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(k).indices, True)
+    B, N = mask.shape
+    index = torch.arange(N, device=mask.device).expand(B, N)[mask].view(B, k)
+    return features[mask].view(B, k, -1), index

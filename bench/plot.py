@@ -1,0 +1,90 @@
+"""One picture of a machine's results: how many times longer smart eager and the methods' own code take, on a log axis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+COLOURS = {
+    "topk+sort": "#4c72b0",
+    "index_select": "#4c72b0",
+    "smart eager": "#4c72b0",
+    "torch.gather": "#55a868",
+    "torch.compile": "#8172b3",
+    "eager code": "#c44e52",
+}
+LABELS = {
+    "#4c72b0": "smart eager: topk + sort, index_select, few-row matmul + softmax",
+    "#55a868": "torch.gather",
+    "#8172b3": "torch.compile of smart eager",
+    "#c44e52": "the methods' own code",
+}
+FAMILIES = ("select", "gather", "score", "prune", "methods")
+
+
+def draw(contents: dict[str, dict[str, Any]], path: Path) -> bool:
+    """Writes the PNG; False where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [
+        (family, row) for family in FAMILIES for row in contents.get(family, {}).get("rows", []) if COLOURS.keys() & row["ratios"].keys()
+    ]
+    if not rows:
+        return False
+    figure, axes = plt.subplots(figsize=(11, 1.6 + 0.235 * (len(rows) + len(FAMILIES))), layout="constrained")
+    ticks, names, used, top = [], [], set(), 2.0
+    y, family_before = 0.0, None
+    for family, row in rows:
+        if family != family_before:
+            y += 0.9 if family_before else 0.0
+            family_before = family
+        ratios = {name: value for name, value in row["ratios"].items() if name in COLOURS}
+        axes.hlines(y, min(1.0, *ratios.values()), max(1.0, *ratios.values()), color="#d9d9d9", linewidth=2.5, zorder=1)
+        for name, value in ratios.items():
+            axes.scatter(value, y, s=34, color=COLOURS[name], zorder=3, edgecolor="white", linewidth=0.6)
+            used.add(COLOURS[name])
+        low, high = min(ratios.values()), max(ratios.values())
+        top = max(top, high)
+        _label(axes, max(high, 1.0), y, high, 6, "left")
+        if high / low > 1.3:
+            _label(axes, min(low, 1.0), y, low, -6, "right")
+        ticks.append(y)
+        names.append(f"{row['op']}  {row['case']}  {row['dtype']}")
+        y += 1.0
+    _finish(axes, ticks, names, y, top)
+    handles = [plt.Line2D([], [], marker="o", linestyle="", color=c, label=LABELS[c]) for c in LABELS if c in used]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    machine = next(iter(contents.values()))["machine"]
+    where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores, {machine['cpu_level']}"
+    axes.set_title(f"Time of the alternatives, tokensieve = 1   ({where}, torch {machine['torch']})", loc="left", fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return True
+
+
+def _label(axes: Any, x: float, y: float, value: float, shift: int, side: str) -> None:
+    text = f"{value:,.0f}x" if value >= 10 else f"{value:.2g}x"
+    axes.annotate(text, (x, y), xytext=(shift, 0), textcoords="offset points", va="center", ha=side, fontsize=7.5, color="#444444")
+
+
+def _finish(axes: Any, ticks: list[float], names: list[str], bottom: float, top: float) -> None:
+    axes.axvline(1.0, color="#222222", linewidth=1.0, zorder=2)
+    axes.set_xscale("log")
+    axes.set_xlim(left=min(axes.get_xlim()[0], 0.8) * 0.8, right=top * 1.6)
+    marks = [
+        x for x in (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if axes.get_xlim()[0] <= x <= top * 1.6
+    ]
+    axes.set_xticks(marks, [f"{x:g}x" for x in marks])
+    axes.minorticks_off()
+    axes.set_yticks(ticks, names, fontsize=7.5)
+    axes.set_ylim(bottom - 0.4, -0.6)
+    axes.grid(axis="x", color="#eeeeee", zorder=0)
+    axes.tick_params(axis="y", length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.set_xlabel("times as long as tokensieve (right of the line: we are faster)", fontsize=8.5)

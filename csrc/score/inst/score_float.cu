@@ -1,0 +1,7 @@
+#include "score/score_kernel.cuh"
+
+namespace tokensieve {
+namespace score {
+template Status launch<float, 1>(const Args&, int, int, int64_t, void*);
+}  // namespace score
+}  // namespace tokensieve

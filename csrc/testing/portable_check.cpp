@@ -1,0 +1,107 @@
+// Runs the CPU kernels on generated inputs and prints a hash of every output. The same hash must come from every instruction level and
+// every processor (tests/packaging/test_portable_build.py builds it with and without the x86 levels, and for aarch64 where it can).
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "score/score.h"
+#include "select/gather.h"
+#include "select/topk.h"
+
+namespace {
+
+using namespace tokensieve;
+
+struct Generator {  // xorshift64
+  uint64_t state = 88172645463325252ull;
+  float next() {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return static_cast<float>(static_cast<double>(state >> 40) / (1 << 22)) - 2.0f;
+  }
+};
+
+struct Hash {  // FNV-1a
+  uint64_t value = 1469598103934665603ull;
+  void add(const void* data, size_t bytes) {
+    const unsigned char* at = static_cast<const unsigned char*>(data);
+    for (size_t i = 0; i < bytes; ++i) value = (value ^ at[i]) * 1099511628211ull;
+  }
+};
+
+std::vector<unsigned char> random_values(Generator& random, int64_t count, DType dtype) {
+  std::vector<unsigned char> out(static_cast<size_t>(count * dtype_bytes(dtype)));
+  for (int64_t i = 0; i < count; ++i) {
+    const float x = random.next();
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if (dtype == DType::kFloat32) {
+      std::memcpy(&out[static_cast<size_t>(4 * i)], &bits, 4);
+      continue;
+    }
+    const int exponent = static_cast<int>((bits >> 23) & 255) - 112;
+    const uint32_t sign = (bits >> 16) & 0x8000u;
+    const uint32_t half = exponent <= 0 ? sign : sign | static_cast<uint32_t>(exponent) << 10 | ((bits >> 13) & 0x3ffu);
+    const uint16_t narrow = static_cast<uint16_t>(dtype == DType::kBFloat16 ? bits >> 16 : half);
+    std::memcpy(&out[static_cast<size_t>(2 * i)], &narrow, 2);
+  }
+  return out;
+}
+
+const char* run(DType dtype, int64_t L, int64_t D, CpuLevel level, Generator& random, Hash& hash) {
+  constexpr int64_t B = 2, H = 4, Hkv = 2, N = 333, K = 40;
+  const auto query = random_values(random, B * H * L * D, dtype), key = random_values(random, B * Hkv * N * D, dtype);
+  ScoreParams p;
+  p.query = query.data(), p.key = key.data(), p.dtype = dtype;
+  p.B = B, p.H = H, p.Hkv = Hkv, p.L = L, p.N = N, p.D = D;
+  p.query_stride[0] = H * L * D, p.query_stride[1] = L * D, p.query_stride[2] = D;
+  p.key_stride[0] = Hkv * N * D, p.key_stride[1] = N * D, p.key_stride[2] = D;
+  p.range_begin = 10, p.range_end = 300, p.scale = 0.2f, p.causal = true;
+  const int64_t R = p.range_end - p.range_begin;
+  std::vector<float> scores(static_cast<size_t>(B * R)), lse(static_cast<size_t>(B * H * L));
+  p.scores = scores.data(), p.lse_out = lse.data();
+  const ScorePlan score_plan = score_plan_cpu(p);
+  TopkParams t;
+  t.scores = scores.data(), t.B = B, t.N = R, t.K = K, t.score_stride = R, t.offset = p.range_begin;
+  t.order = L % 2 ? TopkOrder::kScore : TopkOrder::kPosition;
+  std::vector<int64_t> index(static_cast<size_t>(B * K));
+  t.index = index.data();
+  const TopkPlan topk_plan = topk_plan_cpu(t);
+  const int64_t bytes = score_plan.workspace_bytes > topk_plan.workspace_bytes ? score_plan.workspace_bytes : topk_plan.workspace_bytes;
+  void* workspace = std::aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64));
+  p.workspace = t.workspace = workspace;
+  GatherParams g;
+  std::vector<unsigned char> rows(static_cast<size_t>(B * K * D * dtype_bytes(dtype)));
+  g.tensors[0] = {key.data(), rows.data(), Hkv * N * D * dtype_bytes(dtype), D * dtype_bytes(dtype), 0, 1, D * dtype_bytes(dtype)};
+  g.num_tensors = 1, g.index = index.data(), g.index_stride = K, g.B = B, g.N = N, g.K = K;
+  Status status = score_cpu(p, score_plan, level, nullptr);
+  if (status.ok()) status = topk_cpu(t, topk_plan, level, nullptr);
+  if (status.ok()) status = gather_cpu(g, level, nullptr);
+  std::free(workspace);
+  hash.add(scores.data(), scores.size() * sizeof(float));
+  hash.add(lse.data(), lse.size() * sizeof(float));
+  hash.add(index.data(), index.size() * sizeof(int64_t));
+  hash.add(rows.data(), rows.size());
+  return status.message;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const CpuLevel level = static_cast<CpuLevel>(argc > 1 ? std::atoi(argv[1]) : 0);
+  Generator random;
+  Hash hash;
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    for (const int64_t L : {1, 3, 17}) {
+      for (const int64_t D : {20, 64, 128}) {
+        if (const char* message = run(dtype, L, D, level, random, hash)) {
+          std::puts(message);
+          return 1;
+        }
+      }
+    }
+  }
+  std::printf("%016llx\n", static_cast<unsigned long long>(hash.value));
+}

@@ -1,0 +1,44 @@
+"""The list of methods, for the command line, the documentation, the tests and the benchmarks."""
+
+from __future__ import annotations
+
+import difflib
+
+from .base import Method
+from .fastervlm import FasterVLM
+from .fastv import FastV
+from .pyramiddrop import PyramidDrop
+
+METHODS: dict[str, type[Method]] = {method.__name__: method for method in (PyramidDrop, FastV, FasterVLM)}
+
+
+def available() -> tuple[str, ...]:
+    """Names of all methods.
+
+    Example:
+        >>> available()
+        ('PyramidDrop', 'FastV', 'FasterVLM')
+    """
+    return tuple(METHODS)
+
+
+def get_method(name: str) -> type[Method]:
+    """The method of that name, in any case.
+
+    Raises:
+        ValueError: an unknown name; the message has the nearest one.
+
+    Example:
+        >>> get_method("fastv")(ratio=0.75).keep_count(0, 576)
+        144
+        >>> get_method("FastVML")
+        Traceback (most recent call last):
+        ValueError: tokensieve.methods: unknown method 'FastVML'; did you mean 'FastV'? There are: PyramidDrop, FastV, FasterVLM
+    """
+    by_key = {key.lower(): method for key, method in METHODS.items()}
+    if name.lower() in by_key:
+        return by_key[name.lower()]
+    near = difflib.get_close_matches(name.lower(), by_key, n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"tokensieve.methods: unknown method {name!r}; did you mean {by_key[near].__name__!r}? There are: {', '.join(METHODS)}"
+    )

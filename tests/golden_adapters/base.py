@@ -1,0 +1,56 @@
+"""The shape of an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arrays = dict[str, Tensor]
+Dtypes = tuple[torch.dtype, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One vector as an adapter sees it: params and inputs, floats already in the dtype under test."""
+
+    params: dict[str, Any]
+    inputs: Arrays
+    dtype: torch.dtype
+
+    def list(self, name: str) -> list[int]:
+        """An integer input as a Python list."""
+        return self.inputs[name].tolist()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How one set runs through the public API.
+
+    `inputs` are prefixes or names of the arrays that it takes, `run` returns outputs by array name, `skipped` says why an array is not
+    produced. `half` allows float16 and bfloat16 where the file's inputs are exact in them. `rtol`, `atol` are for float32 outputs.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    run: Callable[[Case], dict[str, Any]]
+    skipped: dict[str, str] = field(default_factory=dict)
+    half: bool = True
+    needs: str | None = None  # a module that may be missing on a machine with torch and numpy only
+    rtol: float = 1e-5
+    atol: float = 1e-6
+
+    def takes(self, array: str) -> bool:
+        """Whether an array is an input."""
+        return any(array == name or (name.endswith(".") and array.startswith(name)) for name in self.inputs)
+
+
+def pad_rows(rows: list[Tensor], width: int, fill: int = -1) -> Tensor:
+    """1-D tensors -> (len(rows), width), filled at the end."""
+    out = torch.full((len(rows), width), fill, dtype=rows[0].dtype if rows else torch.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out

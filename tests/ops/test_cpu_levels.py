@@ -1,0 +1,98 @@
+"""One source, three instruction levels, one answer: scores bit for bit, selections and copies equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokensieve as ts
+import torch
+from reference import inputs
+from reference.compare import assert_equal
+from reference.inputs import FLOATS, queries_and_keys, seeded
+from tokensieve import _load
+from torch import Tensor
+
+LEVELS = _load.CPU_LEVELS
+
+
+def results() -> dict[str, Tensor]:
+    """Every CPU kernel on the shapes where vector widths matter: tails, odd head dims, all dtypes."""
+    out: dict[str, Tensor] = {}
+    for dtype in FLOATS:
+        for L, N, D in ((1, 577, 64), (1, 130, 20), (5, 67, 72), (3, 33, 33), (17, 259, 128), (2, 1, 1), (9, 40, 256)):
+            query, key = queries_and_keys(seeded(N), 2, 6, 3, L, N, D, dtype)
+            for rows, heads in (("mean", "mean"), ("max", "sum"), (None, "max"), ("sum", None)):
+                scores, lse = ts.attention_scores(query, key, causal=L > 1, query_reduction=rows, head_reduction=heads, return_lse=True)
+                out[f"scores {dtype} {L} {N} {D} {rows} {heads}"], out[f"lse {dtype} {L} {N} {D} {rows} {heads}"] = scores, lse
+            bias = inputs.normal(seeded(D), 2, 1, 1, N, dtype=dtype)
+            out[f"bias {dtype} {L} {N} {D}"] = ts.attention_scores(query * 8, key, bias=bias, key_range=(0, N // 2 + 1), normalize="range")
+        for kind in inputs.SCORE_KINDS:
+            for N in (1, 7, 16, 31, 64, 577, 2880):
+                x = inputs.scores(seeded(N), kind, 3, N, dtype)
+                out[f"position {dtype} {kind} {N}"] = ts.select_topk(x, N // 3 + 1)
+                out[f"score {dtype} {kind} {N}"] = ts.select_topk(x, N // 2, order="score", candidates=x > 0, always_keep=x < -1)
+        x = inputs.normal(seeded(1), 2, 50, 3, 37, dtype=dtype)
+        index = torch.tensor([[3, -1, 49, 7], [0, 1, 2, -1]])
+        out[f"gather {dtype}"] = ts.gather_tokens(x, index)
+        (out[f"scatter {dtype}"],) = torch.ops.tokensieve.gather_tokens_backward([out[f"gather {dtype}"]], index, 50)
+    return out
+
+
+@pytest.fixture
+def best_level() -> Iterator[int]:
+    """The highest level of this machine; the one in use comes back afterwards."""
+    before = torch.ops.tokensieve.cpu_level()
+    best = before
+    for level in range(before, len(LEVELS)):
+        try:
+            torch.ops.tokensieve.set_cpu_level(level)
+            best = level
+        except RuntimeError:
+            break
+    yield best
+    torch.ops.tokensieve.set_cpu_level(before)
+
+
+def test_cpu_levels_give_the_same_bits(best_level: int) -> None:
+    torch.ops.tokensieve.set_cpu_level(best_level)
+    want = results()
+    for level in range(best_level):
+        torch.ops.tokensieve.set_cpu_level(level)
+        for name, value in results().items():
+            assert_equal(value.view(torch.uint8), want[name].view(torch.uint8), f"{LEVELS[level]} against {LEVELS[best_level]}: {name}")
+
+
+def test_cpu_level_above_the_machine_is_refused(best_level: int) -> None:
+    for level in (-1, best_level + 1, 17):
+        with pytest.raises(RuntimeError, match=rf"level must be in \[0, {best_level}\] on this machine, got {level}"):
+            torch.ops.tokensieve.set_cpu_level(level)
+
+
+def test_cpu_level_environment_variable(best_level: int, tmp_path: Path, run_python: Callable[..., Any]) -> None:
+    generator = seeded(1)
+    query, key = queries_and_keys(generator, 2, 4, 2, 3, 200, 72, torch.float16)
+    torch.save((query, key), tmp_path / "given.pt")
+    want = ts.prune_tokens(query, key, [key.transpose(1, 2)], 50)
+    code = (
+        "import torch, tokensieve as ts; from tokensieve import _load; torch.set_num_threads(1);"
+        f"query, key = torch.load({str(tmp_path / 'given.pt')!r});"
+        "got = ts.prune_tokens(query, key, [key.transpose(1, 2)], 50);"
+        f"torch.save(tuple(got), {str(tmp_path / 'got.pt')!r}); print(_load.STATE.cpu_level)"
+    )
+    for level in LEVELS[: best_level + 1]:
+        done = run_python(code, TOKENSIEVE_CPU=level)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == level
+        (rows,), index, scores = torch.load(tmp_path / "got.pt")
+        assert_equal(scores, want.scores, level)
+        assert_equal(index, want.index, level)
+        assert_equal(rows, want.tensors[0], level)
+
+
+def test_cpu_level_environment_variable_unknown_name(run_python: Callable[..., Any]) -> None:
+    done = run_python("import tokensieve", TOKENSIEVE_CPU="sse2")
+    assert done.returncode != 0
+    assert "TOKENSIEVE_CPU must be one of baseline, avx2, avx512, got 'sse2'" in done.stderr

@@ -1,0 +1,146 @@
+"""Random shapes, options and layouts against the reference. A failure names its seed: TOKENSIEVE_FUZZ_SEED=<seed> repeats the run."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import tokensieve as ts
+import torch
+from reference import inputs
+from reference.compare import assert_equal, assert_scores
+from reference.inputs import FLOATS, integer, log_uniform, normal, seeded
+from reference.ops import gather_tokens, prune_tokens, select_topk
+from torch import Tensor
+
+SEED = int(os.environ.get("TOKENSIEVE_FUZZ_SEED", "20240611"))
+CASES = int(os.environ.get("TOKENSIEVE_FUZZ_CASES", "150"))
+REDUCTIONS = ("mean", "sum", "max", None)
+
+
+def pick(generator: torch.Generator, options: Any) -> Any:
+    return options[integer(generator, 0, len(options) - 1)]
+
+
+def chance(generator: torch.Generator, probability: float) -> bool:
+    return float(torch.rand((), generator=generator)) < probability
+
+
+def random_bias(generator: torch.Generator, full: tuple[int, ...], device: str) -> Tensor | None:
+    kind = pick(generator, ("none", "bool", *FLOATS))
+    shape = [1 if chance(generator, 0.5) else size for size in full[:3]] + [full[3]]
+    if kind == "none":
+        return None
+    bias = normal(generator, *shape, device=device)
+    return bias > -0.5 if kind == "bool" else bias.to(kind)
+
+
+def random_scores_case(generator: torch.Generator, device: str, reduce: bool = False) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    Hkv, group = log_uniform(generator, 1, 4), log_uniform(generator, 1, 8)
+    B, L, N = log_uniform(generator, 1, 4), log_uniform(generator, 1, 40), log_uniform(generator, 1, 800)
+    D = pick(generator, (8, 16, 24, 40, 64, 80, 96, 128, log_uniform(generator, 1, 300)))
+    dtype = pick(generator, FLOATS)
+    query, key = inputs.queries_and_keys(generator, B, Hkv * group, Hkv, L, N, D, dtype, device, chance(generator, 0.5))
+    ends = sorted((integer(generator, 0, N), integer(generator, 0, N)))
+    choices = REDUCTIONS[:3] if reduce else REDUCTIONS
+    options: dict[str, Any] = {
+        "causal": chance(generator, 0.5),
+        "scale": pick(generator, (None, 0.1, 1.0)),
+        "bias": random_bias(generator, (B, Hkv * group, L, N), device),
+        "key_range": None if chance(generator, 0.4) else (ends[0], ends[1]),
+        "normalize": pick(generator, ("row", "range")),
+        "query_reduction": pick(generator, choices),
+        "head_reduction": pick(generator, choices),
+    }
+    if chance(generator, 0.3):
+        options["query_positions"] = torch.randint(-1, N, (B, L), generator=generator).to(device)
+    if options["query_reduction"] in ("mean", "sum") and chance(generator, 0.3):
+        options["row_weights"] = torch.rand(B, L, generator=generator).to(device)
+    if chance(generator, 0.2):
+        options["lse"] = normal(generator, B, Hkv * group, L, device=device) + 5
+    return query, key, options
+
+
+def describe(seed: int, *tensors: Tensor, **options: Any) -> str:
+    shapes = [f"{tuple(t.shape)} strides {t.stride()} {t.dtype}" for t in tensors]
+    return f"TOKENSIEVE_FUZZ_SEED={seed}: {shapes} { {k: tuple(v.shape) if isinstance(v, Tensor) else v for k, v in options.items()} }"
+
+
+def test_fuzz_attention_scores(device: str) -> None:
+    for seed in range(SEED, SEED + CASES):
+        query, key, options = random_scores_case(seeded(seed), device)
+        got, lse = ts.attention_scores(query, key, **options, return_lse=True)
+        assert_scores(got, lse, query, key, describe(seed, query, key, **options), **options)
+
+
+def test_fuzz_select_topk(device: str) -> None:
+    for seed in range(SEED, SEED + CASES):
+        generator = seeded(seed)
+        B, N = log_uniform(generator, 1, 12), log_uniform(generator, 1, 4000)
+        k, first = integer(generator, 0, N), integer(generator, 0, 3)
+        x = inputs.scores(generator, pick(generator, inputs.SCORE_KINDS), B, N + first, pick(generator, FLOATS), device)[:, first:]
+        options: dict[str, Any] = {"order": pick(generator, ("position", "score"))}
+        for name in ("candidates", "always_keep"):
+            if chance(generator, 0.3):
+                options[name] = (torch.rand(B, N, generator=generator) < torch.rand((), generator=generator)).to(device)
+        counts: int | Tensor = k
+        if chance(generator, 0.3):
+            counts = torch.randint(0, k + 1, (B,), generator=generator).to(device)
+            options["max_k"] = k
+        assert_equal(ts.select_topk(x, counts, **options), select_topk(x, counts, **options), describe(seed, x, k=counts, **options))
+
+
+def random_tensor(generator: torch.Generator, B: int, N: int, device: str) -> Tensor:
+    dtype = pick(generator, (*FLOATS, torch.int64, torch.bool, torch.uint8, torch.float64))
+    H, C, skip = log_uniform(generator, 1, 8), log_uniform(generator, 1, 200), integer(generator, 0, 2)
+    layout = pick(generator, ("ids", "rows", "view", "heads", "transposed"))
+    shape = {"ids": (B, N), "rows": (B, N, C), "view": (B, N, C + skip), "heads": (B, N, H, C), "transposed": (B, H, N, C)}[layout]
+    x = torch.randint(0, 100, shape, generator=generator).to(dtype).to(device)
+    return x[..., skip:] if layout == "view" else x.transpose(1, 2) if layout == "transposed" else x
+
+
+def test_fuzz_gather_tokens(device: str) -> None:
+    for seed in range(SEED, SEED + CASES):
+        generator = seeded(seed)
+        B, N = log_uniform(generator, 1, 6), log_uniform(generator, 1, 300)
+        tensors = [random_tensor(generator, B, N, device) for _ in range(log_uniform(generator, 1, 12))]
+        index = torch.randint(-1, N, (B, integer(generator, 0, N)), generator=generator).to(device)
+        what = describe(seed, *tensors, index)
+        want = gather_tokens(tensors, index)
+        out = [torch.full_like(w, 1) for w in want]
+        ts.gather_tokens_out(tensors, index, out)
+        for i, (g, w, o) in enumerate(zip(ts.gather_tokens(tensors, index), want, out, strict=True)):
+            assert_equal(g, w, f"tensor {i} of {what}")
+            assert_equal(o, w, f"out {i} of {what}")
+
+
+def test_fuzz_prune_tokens(device: str) -> None:
+    for seed in range(SEED, SEED + CASES // 2):
+        generator = seeded(seed)
+        query, key, options = random_scores_case(generator, device, reduce=True)
+        B, N = key.shape[0], key.shape[2]
+        tensors = [random_tensor(generator, B, N, device) for _ in range(log_uniform(generator, 1, 10))]
+        start, end = options["key_range"] or (0, N)
+        k, keep = integer(generator, 0, end - start), chance(generator, 0.5)
+        got = ts.prune_tokens(query, key, tensors, k, keep_outside=keep, **options)
+        what = describe(seed, query, key, k=k, keep_outside=keep, **options)
+        assert_equal(got.scores, ts.attention_scores(query, key, **options), f"scores of {what}")
+        want, index = prune_tokens(got.scores, tensors, k, N, options["key_range"], keep)
+        assert_equal(got.index, index, f"index of {what}")
+        for i, (g, w) in enumerate(zip(got.tensors, want, strict=True)):
+            assert_equal(g, w, f"tensor {i} of {what}")
+
+
+def test_hypothesis_select_topk_any_floats() -> None:
+    hypothesis = pytest.importorskip("hypothesis")
+    strategies = hypothesis.strategies
+    rows = strategies.lists(strategies.floats(width=32), max_size=70)
+
+    @hypothesis.given(rows, strategies.integers(0, 70), strategies.sampled_from(["position", "score"]))
+    def run(values: list[float], k: int, order: str) -> None:
+        x = torch.tensor([values], dtype=torch.float32)
+        k = min(k, len(values))
+        assert_equal(ts.select_topk(x, k, order=order), select_topk(x, k, order=order))
+
+    run()

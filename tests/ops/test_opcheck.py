@@ -1,0 +1,56 @@
+"""torch.library.opcheck on every op: schema, autograd registration, fake against real, AOT dispatch with dynamic shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tokensieve  # noqa: F401  (registers the ops)
+import torch
+from reference.inputs import FLOATS, normal, queries_and_keys, seeded
+
+ops = torch.ops.tokensieve
+
+
+def check(op: Any, *arguments: Any) -> None:
+    results = torch.library.opcheck(op.default, arguments)
+    assert set(results.values()) == {"SUCCESS"}, results
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_opcheck_attention_scores(dtype: torch.dtype, device: str) -> None:
+    query, key = queries_and_keys(seeded(1), 2, 4, 2, 3, 20, 16, dtype, device)
+    check(ops.attention_scores, query, key, None, False, None, None, None, None, 0, 20, 0, 1, 1)
+    bias, positions = normal(seeded(2), 2, 1, 1, 20, device=device), torch.tensor([[3, -1, 19]] * 2, device=device)
+    weights, lse = torch.rand(2, 3).to(device), torch.zeros(2, 4, 3, device=device)
+    check(ops.attention_scores, query.requires_grad_(), key, 0.25, True, bias, lse, weights, positions, 3, 17, 1, 2, 0)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_opcheck_select_topk(dtype: torch.dtype, device: str) -> None:
+    scores = normal(seeded(3), 3, 20, dtype=dtype, device=device)
+    mask = scores > 0
+    check(ops.select_topk, scores, 5, None, None, None, 0)
+    check(ops.select_topk, scores.clone().requires_grad_(), 7, torch.tensor([1, 7, 3], device=device), mask, ~mask, 1)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64, torch.int64], ids=str)
+def test_opcheck_gather_tokens(dtype: torch.dtype, device: str) -> None:
+    x = normal(seeded(4), 2, 10, 6, device=device).mul(10).to(dtype)
+    heads = normal(seeded(5), 2, 3, 10, 4, device=device).mul(10).to(dtype).transpose(1, 2)
+    ids, index = torch.arange(20, device=device).view(2, 10), torch.tensor([[9, 0, -1], [4, 5, 6]], device=device)
+    check(ops.gather_tokens, [x, ids, heads], index)
+    if dtype.is_floating_point:
+        check(ops.gather_tokens, [x.requires_grad_(), ids, heads.detach().requires_grad_()], index)
+    check(ops.gather_tokens_backward, [torch.ones(2, 3, 6, device=device).to(dtype), torch.ones(2, 3, device=device).to(dtype)], index, 10)
+    out = [torch.empty(2, 3, 6, dtype=dtype, device=device), torch.empty(2, 3, dtype=torch.int64, device=device)]
+    check(ops.gather_tokens_out, [x.detach(), ids], index, out)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_opcheck_prune_tokens(dtype: torch.dtype, device: str) -> None:
+    query, key = queries_and_keys(seeded(6), 2, 4, 2, 1, 20, 16, dtype, device)
+    x, ids = normal(seeded(7), 2, 20, 6, dtype=dtype, device=device), torch.arange(40, device=device).view(2, 20)
+    options = (0.25, False, None, None, None, None, 3, 17, 0, 1, 1)
+    check(ops.prune_tokens, query, key, [x, ids], 5, *options, True)
+    check(ops.prune_tokens, query, key, [x.requires_grad_(), ids], 5, *options, False)

@@ -1,0 +1,47 @@
+"""The schemas are frozen: a change that old callers would not survive fails here."""
+
+from __future__ import annotations
+
+import pytest
+import tokensieve  # noqa: F401  (registers the ops)
+import torch
+
+SCORE = (
+    "float? scale, bool causal, Tensor? bias, Tensor? lse, Tensor? row_weights, Tensor? query_positions, "
+    "SymInt range_begin, SymInt range_end, int normalize, int query_reduction, int head_reduction"
+)
+SCHEMAS = {
+    "attention_scores": f"(Tensor query, Tensor key, {SCORE}) -> (Tensor, Tensor)",
+    "select_topk": "(Tensor scores, SymInt k, Tensor? k_rows, Tensor? candidates, Tensor? always_keep, int order) -> Tensor",
+    "gather_tokens": "(Tensor[] tensors, Tensor index) -> Tensor[]",
+    "gather_tokens_out": "(Tensor[] tensors, Tensor index, Tensor(a!)[] out) -> ()",
+    "gather_tokens_backward": "(Tensor[] grads, Tensor index, SymInt N) -> Tensor[]",
+    "prune_tokens": f"(Tensor query, Tensor key, Tensor[] tensors, SymInt k, {SCORE}, bool keep_outside) -> (Tensor[], Tensor, Tensor)",
+    "cpu_level": "() -> int",
+    "set_cpu_level": "(int level) -> ()",
+}
+
+
+def registered(name: str) -> torch._C.FunctionSchema:
+    return getattr(torch.ops.tokensieve, name).default._schema
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema_is_backward_compatible(name: str) -> None:
+    pinned = torch._C.parse_schema(f"tokensieve::{name}{SCHEMAS[name]}")
+    assert registered(name).is_backward_compatible_with(pinned), f"{registered(name)} broke {pinned}"
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema_is_the_pinned_one(name: str) -> None:
+    assert str(registered(name)) == str(torch._C.parse_schema(f"tokensieve::{name}{SCHEMAS[name]}"))
+
+
+def test_schema_of_every_op_is_pinned() -> None:
+    names = {s.name.removeprefix("tokensieve::") for s in torch._C._jit_get_all_schemas() if s.name.startswith("tokensieve::")}
+    assert names == set(SCHEMAS)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema_mutates_only_where_the_name_says_so(name: str) -> None:
+    assert registered(name).is_mutable == (name == "gather_tokens_out")
