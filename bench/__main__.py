@@ -64,7 +64,7 @@ def family_rows(family: str, settings: Any, ceiling: dict[str, Any]) -> Iterator
 def run(arguments: argparse.Namespace) -> int:
     import torch
 
-    from . import machine, plot, report
+    from . import machine, report
     from .harness import Settings
 
     device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -101,11 +101,20 @@ def run(arguments: argparse.Namespace) -> int:
         if interrupted:
             break
     if any(folder.glob("*.json")):
-        plot.draw(store.load(folder), folder / "ratios.png")
+        write_pages(folder)
     print(f"\n{'interrupted; ' if interrupted else ''}{time.perf_counter() - start:.0f} s, results in {_shown(folder)}", end="")
     print(f"; {missed} targets missed" if missed else "", end="")
     print(f"; {len(refused)} rows refused: an output was wrong or a case did not run" if refused else "")
     return 130 if interrupted else 1 if refused or (missed and arguments.strict) else 0
+
+
+def write_pages(folder: Path) -> None:
+    """table.md and, where matplotlib is installed, ratios.png beside the JSON."""
+    from . import plot, report
+
+    contents = store.load(folder)
+    (folder / "table.md").write_text(report.markdown(contents, whole=True) + "\n")
+    plot.draw(contents, folder / "ratios.png")
 
 
 def _shown(path: Path) -> str:
@@ -113,7 +122,7 @@ def _shown(path: Path) -> str:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    from . import plot, report
+    from . import report
 
     folders = [store.RESULTS / arguments.machine] if arguments.machine else store.machines()
     if not folders or not any(folders[0].glob("*.json")):
@@ -123,7 +132,7 @@ def show(arguments: argparse.Namespace) -> int:
     print(report.describe(next(iter(contents.values()))))
     for family, content in contents.items():
         report.show(family, content["rows"])
-    plot.draw(contents, folders[0] / "ratios.png")
+    write_pages(folders[0])
     if arguments.readme:
         report.write_readme(ROOT / "README.md", report.markdown(contents))
     return 0
@@ -133,7 +142,10 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parse(arguments)
     if parsed.cpu:
         lower_cpu(parsed.cpu)
-    return show(parsed) if parsed.what == ["report"] else run(parsed)
+    try:
+        return show(parsed) if parsed.what == ["report"] else run(parsed)
+    except KeyboardInterrupt:  # before the first row
+        return 130
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def measure(
         return {"eager": timed_eager}, []
     notes, cold, warm = [], {}, {}
     rotated = [inputs, *(case.inputs(1000 * i) for i in range(1, copies))]
-    flush = torch.empty(6 * torch.cuda.get_device_properties(0).L2_cache_size, dtype=torch.uint8, device="cuda")
+    flush = torch.empty(6 * torch.cuda.get_device_properties(0).L2_cache_size, dtype=torch.uint8, device=settings.device)
     for name, fn in contenders.items():
         calls = rotated if timed_eager[name].median_us < 5e3 else rotated[:2]  # maps of gigabytes: two calls say enough
         try:

@@ -55,7 +55,7 @@ def judged(row: dict[str, Any]) -> str:
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     floor = f"{row['floor_us'] / row['median_us']:.0%} {row['floor_bound']}" if row["bytes"] else ""
-    if row["median_us"] < CALL_BOUND_US[row["device"]]:
+    if row["bytes"] and row["median_us"] < CALL_BOUND_US[row["device"]]:
         floor = "call-bound"
     spread = f"{number(row['p10_us'])}-{number(row['p90_us'])}"
     return row["op"], row["case"], row["dtype"], number(row["median_us"]), spread, floor, against(row), judged(row)
@@ -112,12 +112,19 @@ def _rich_table(family: str, table: list[tuple[str, ...]]) -> bool:
     return True
 
 
-def markdown(contents: dict[str, dict[str, Any]]) -> str:
-    """The measured table of the README, from the JSON of one machine."""
+def in_readme(row: dict[str, Any]) -> bool:
+    """One sample in float32 on a CPU, in bfloat16 on a GPU: the rest is in the machine's table.md."""
+    return "B=8" not in row["case"] and row["dtype"] in (("f32",) if row["device"] == "cpu" else ("bf16", "f32"))
+
+
+def markdown(contents: dict[str, dict[str, Any]], whole: bool = False) -> str:
+    """The measured table from the JSON of one machine: the README's choice of rows, or the whole."""
     lines = [describe(next(iter(contents.values()))), ""]
     lines += ["| op | case | dtype | µs, median (p10-p90) | caches flushed | of the floor | peers take |", "|---|---|---|---|---|---|---|"]
     for family in README_FAMILIES:
         for row in contents.get(family, {}).get("rows", []):
+            if not whole and not in_readme(row):
+                continue
             op, case, dtype, us, spread, floor, peers, _ = cells(row)
             cold = number(row["modes"]["cold"]["median_us"]) if "cold" in row.get("modes", {}) else ""
             lines.append(f"| {op} | {case} | {dtype} | {us} ({spread}) | {cold} | {floor} | {peers} |")

@@ -237,6 +237,63 @@ def test_plot_is_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "ratios.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_cuda_measure_has_all_modes_and_notes_who_cannot_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logic alone: streams, events and graphs are stand-ins. The real thing runs in `make gpu`."""
+    from bench import cuda
+
+    class Fake:
+        L2_cache_size = 1024
+
+        def __init__(self, *args: Any, **options: Any) -> None: ...
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def elapsed_time(self, end: Any) -> float:
+            return 1.0
+
+        def nothing(self, *args: Any) -> None: ...
+
+        record = synchronize = replay = wait_stream = nothing
+
+    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph", "Event", "get_device_properties"):
+        monkeypatch.setattr(torch.cuda, name, Fake)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    case = doubling()
+    inputs = case.inputs(0)
+    calls = 0
+
+    def syncs(x: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return x + x
+
+    real = cuda.capture
+
+    def capture(fn: Any, rotated: Any) -> Any:
+        if fn is syncs:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return real(fn, rotated)
+
+    monkeypatch.setattr(cuda, "capture", capture)
+    contenders = {OURS: case.ours, **case.peers, "syncs": syncs}
+    modes, notes = cuda.measure(case, contenders, inputs, QUICK)
+    assert {mode: set(timings) for mode, timings in modes.items()} == {
+        "cold": {OURS, "other"},
+        "graph": {OURS, "other"},
+        "eager": {OURS, "other", "syncs"},
+    }
+    assert modes["cold"][OURS].median_us == pytest.approx(1000 / cuda.MAX_COPIES)
+    assert calls
+    assert notes == ["syncs: cannot be captured in a graph (operation not permitted when stream is capturing)"]
+    row = harness.make_row(case, modes, QUICK, CEILING, notes)
+    assert row["mode"] == "cold"
+    assert set(row["modes"]) == {"cold", "graph", "eager"}
+    assert [line[1] for line in report.expanded([row])] == ["64 numbers", "  graph, warm L2", "  calls from Python"]
+
+
 def test_gpu_runner_keeps_what_passed_failed_and_hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "FOLDER", tmp_path)
     monkeypatch.setattr(gpu, "ROOT", tmp_path)

@@ -43,6 +43,8 @@ def test_docstrings_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", tokensieve.__all__)
 def test_public_names_have_docstrings_with_examples(name: str) -> None:
+    if name in ("attach", "detach", "sieve"):
+        pytest.importorskip("transformers")
     thing = getattr(tokensieve, name)
     if inspect.ismodule(thing) or isinstance(thing, str):
         return

@@ -85,12 +85,12 @@ def compile_stage(stage: str, jobs: str) -> bool:
 
 def tests_pass(stage: str, family: str) -> bool:
     patterns = TESTS.get(family, [f"test_{family}*.py"])
-    tests = sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in (ROOT / "tests/kernels").glob(pattern))
+    tests = sorted(str(p.relative_to(SOURCE)) for pattern in patterns for p in (SOURCE / "tests/kernels").glob(pattern))
     if not tests:
         sys.exit(f"mutate: no test file of tests/kernels matches {patterns}")
     command = pytest_command(["-x", "--no-header", *tests])
     quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(stage, WORK / stage), stdout=quiet, stderr=quiet)
+    process = subprocess.Popen(command, cwd=SOURCE, env=environment(stage, WORK / stage), stdout=quiet, stderr=quiet)
     try:
         return process.wait(timeout=TIMEOUT) == 0
     except subprocess.TimeoutExpired:
@@ -121,9 +121,11 @@ def outcome_of(mutant: Mutant, jobs: str) -> str:
 
 
 def prepare(families: set[str], kinds: set[str], jobs: str) -> None:
-    """A fresh copy of the sources, built for every stage that is needed; the unchanged kernels must pass."""
-    shutil.copytree(ROOT / "csrc", SOURCE / "csrc", dirs_exist_ok=True)  # keeps times: what is built stays built
-    shutil.copy2(ROOT / "CMakeLists.txt", SOURCE / "CMakeLists.txt")
+    """A fresh copy of the sources and tests (they may change meanwhile), built for every stage; unchanged, all must pass."""
+    for folder in ("csrc", "tests/kernels"):
+        shutil.copytree(ROOT / folder, SOURCE / folder, dirs_exist_ok=True)  # keeps times: what is built stays built
+    for file in ("CMakeLists.txt", "pyproject.toml"):
+        shutil.copy2(ROOT / file, SOURCE / file)
     for stage in ["none", *(["thread"] if "sync" in kinds else []), *(["address"] if "bound" in kinds else [])]:
         print(f"mutate: building and testing the unchanged sources, sanitizer {stage} ...", flush=True)
         configure(stage, jobs)

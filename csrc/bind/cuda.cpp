@@ -112,7 +112,7 @@ struct CudaBackend {
     s.workspace = t.workspace = scratch(like, std::max(score_plan.workspace_bytes, topk_plan.workspace_bytes), keep);
     s.semaphores = semaphores(like, stream, score_plan.num_semaphores);
     const Status status = score_cuda(s, score_plan, stream);
-    return status.ok() ? topk_gather_cuda(t, topk_plan, g, gather_plan_cuda(g, device), stream) : status;
+    return status.ok() ? topk_gather_cuda(t, topk_plan, g, topk_gather_plan_cuda(g, topk_plan, device), stream) : status;
   }
 };
 

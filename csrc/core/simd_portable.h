@@ -3,6 +3,7 @@
 
 typedef float Float4 __attribute__((vector_size(16)));
 typedef int32_t Int4 __attribute__((vector_size(16)));
+typedef uint32_t Uint4 __attribute__((vector_size(16)));
 
 struct Vec {
   Float4 x[4];
@@ -90,7 +91,7 @@ TS_INLINE Vec select(Mask m, Vec a, Vec b) {
 }
 TS_INLINE Vec scale_by_power_of_two(Vec x, Vec biased) {
   TS_EACH {
-    Int4 a, b;
+    Uint4 a, b;
     __builtin_memcpy(&a, &x.x[i], 16);
     __builtin_memcpy(&b, &biased.x[i], 16);
     a += b << 23;
@@ -131,7 +132,9 @@ TS_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #else
 TS_INLINE Vec fma(Vec a, Vec b, Vec c) {
   TS_EACH {
-    for (int j = 0; j < 4; ++j) c.x[i][j] = __builtin_fmaf(a.x[i][j], b.x[i][j], c.x[i][j]);
+    const Float4 x = a.x[i], y = b.x[i], z = c.x[i];
+    c.x[i] = Float4{__builtin_fmaf(x[0], y[0], z[0]), __builtin_fmaf(x[1], y[1], z[1]), __builtin_fmaf(x[2], y[2], z[2]),
+                    __builtin_fmaf(x[3], y[3], z[3])};
   }
   return c;
 }

@@ -33,7 +33,7 @@ struct GatherParams {
 struct GatherPlan {
   int threads = 0;
   int blocks_per_row = 0;  // CUDA: blocks that share one batch row's copies
-  int vector_bytes = 0;    // CUDA: widest load that every pointer, stride and segment allows (16, 8, 4, 2, 1)
+  int vector_bytes = 0;    // CUDA: widest load (16, 8, 4, 2 or 1) of any tensor; each uses what its addresses allow, up to this
   int64_t bytes_moved = 0;
 };
 
@@ -44,6 +44,8 @@ Status gather_cuda(const GatherParams& params, const GatherPlan& plan, void* str
 Status scatter_rows_cpu(const GatherParams& params, CpuLevel level, ParallelForFn threads);
 Status scatter_rows_cuda(const GatherParams& params, const GatherPlan& plan, void* stream);
 
+// Slices for topk_gather_cuda: no more blocks than run at once, because each repeats the selection.
+GatherPlan topk_gather_plan_cuda(const GatherParams& params, const TopkPlan& topk_plan, const DeviceInfo& device);
 // select + gather in one launch: every block redoes its row's selection from L2 and copies its slice (gather.index = topk.index).
 Status topk_gather_cuda(const TopkParams& topk, const TopkPlan& topk_plan, const GatherParams& gather, const GatherPlan& gather_plan,
                         void* stream);

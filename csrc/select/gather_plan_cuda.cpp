@@ -79,10 +79,20 @@ GatherPlan gather_plan_cuda(const GatherParams& p, const DeviceInfo& device) {
   }
   plan.threads = 256;
   // 32 KB a block: four rows of a 4096-wide hidden state, 8 vectors a thread, enough to hide the index load that comes first. At most
-  // four blocks an SM: more would only take turns, and in topk_gather every block repeats the selection.
+  // four blocks an SM: more would only take turns.
   const int64_t wanted = ceil_div(p.K * row, 32 * 1024), most = std::max<int64_t>(1, 4 * device.num_sms / std::max<int64_t>(1, p.B));
   plan.blocks_per_row = static_cast<int>(std::clamp<int64_t>(wanted, 1, most));
   plan.bytes_moved = p.B * p.K * (2 * row + 8);
+  return plan;
+}
+
+GatherPlan topk_gather_plan_cuda(const GatherParams& p, const TopkPlan& topk_plan, const DeviceInfo& device) {
+  GatherPlan plan = gather_plan_cuda(p, device);
+  // 64 registers a thread: 1024 threads an SM. Scores held in shared memory fill it alone. A second wave would select all over again.
+  const int64_t resident = topk_plan.items_per_thread == 0 ? 1 : std::max(1, 1024 / std::max(1, topk_plan.threads));
+  const int64_t most = std::max<int64_t>(1, resident * device.num_sms / std::max<int64_t>(1, p.B));
+  plan.threads = topk_plan.threads;
+  plan.blocks_per_row = static_cast<int>(std::min<int64_t>(plan.blocks_per_row, most));
   return plan;
 }
 

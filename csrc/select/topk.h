@@ -34,7 +34,7 @@ struct TopkParams {
 struct TopkPlan {
   int64_t workspace_bytes = 0;
   int threads = 0;           // CUDA: threads per block, one block a row
-  int items_per_thread = 0;  // CUDA: scores held in registers; 0 = re-read from memory on every pass
+  int items_per_thread = 0;  // CUDA: scores held in registers; 0 = in shared memory if smem_bytes covers them, else re-read
   int64_t smem_bytes = 0;
   int64_t bytes_moved = 0;
 };

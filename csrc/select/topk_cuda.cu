@@ -7,11 +7,11 @@ namespace {
 
 template <typename T>
 Status launch_topk(const TopkParams& p, const TopkPlan& plan, void* stream) {
-  return with_topk_shape(plan, [&](auto shape) {
-    const int sort_size = p.order == TopkOrder::kScore ? static_cast<int>(sort_capacity(p.K)) : 0;
-    return simt::launch(topk_kernel<T, shape.kItems, shape.kResident>, dim3(static_cast<unsigned>(p.B)),
-                        dim3(static_cast<unsigned>(plan.threads)), static_cast<size_t>(plan.smem_bytes), stream, p, sort_size,
-                        plan.smem_bytes > 0 ? 1 : 0);
+  return with_topk_shape(p, plan, [&](auto shape) {
+    const int64_t held = shape.kHold == Hold::kShared ? held_bytes(p.N, plan.threads) : 0, sort = sort_bytes(p, plan);
+    return simt::launch(topk_kernel<T, shape.kItems, shape.kHold>, dim3(static_cast<unsigned>(p.B)),
+                        dim3(static_cast<unsigned>(plan.threads)), static_cast<size_t>(held + sort), stream, p, static_cast<int>(held),
+                        p.order == TopkOrder::kScore ? static_cast<int>(sort_capacity(p.K)) : 0, sort > 0 ? 1 : 0);
   });
 }
 

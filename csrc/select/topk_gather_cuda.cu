@@ -8,10 +8,11 @@ namespace {
 
 template <typename T>
 Status launch_topk_gather(const TopkParams& p, const TopkPlan& plan, const CopyArgs& args, void* stream) {
-  return with_topk_shape(plan, [&](auto shape) {
-    return simt::launch(topk_gather_kernel<T, shape.kItems, shape.kResident>, dim3(static_cast<unsigned>(p.B * args.blocks_per_row)),
-                        dim3(static_cast<unsigned>(plan.threads)), static_cast<size_t>(args.slots_per_block) * sizeof(int), stream, p,
-                        args);
+  return with_topk_shape(p, plan, [&](auto shape) {
+    const int64_t held = shape.kHold == Hold::kShared ? held_bytes(p.N, plan.threads) : 0;
+    return simt::launch(topk_gather_kernel<T, shape.kItems, shape.kHold>, dim3(static_cast<unsigned>(p.B * args.blocks_per_row)),
+                        dim3(static_cast<unsigned>(plan.threads)), static_cast<size_t>(held + args.slots_per_block * 4), stream, p, args,
+                        static_cast<int>(held));
   });
 }
 
@@ -31,6 +32,10 @@ Status topk_gather_cuda(const TopkParams& topk, const TopkPlan& topk_plan, const
   if (const char* why = select::topk_refusal(topk, topk_plan)) return Status::error(why);
   GatherPlan plan = gather_plan;
   plan.threads = topk_plan.threads;
+  if (select::hold_of(topk, topk_plan) == select::Hold::kShared) {  // the scores leave room for a short list only
+    const int64_t blocks = (gather.K + select::kHeldListBytes / 4 - 1) / (select::kHeldListBytes / 4);
+    if (plan.blocks_per_row < blocks) plan.blocks_per_row = static_cast<int>(blocks);
+  }
   select::CopyArgs args;
   if (const char* why = select::copy_args(gather, plan, false, args)) return Status::error(why);
   switch (topk.dtype) {

@@ -5,8 +5,9 @@
 // of
 //   the output tokens of all tensors. The list never leaves the block: a slot of the slice goes to shared memory, the first block of a row
 //   also writes the index. A grid-wide hand-over would cost 1 to 2 us itself, and blocks that wait for each other may hang.
-// Work: that of both, plus B x slices x N e of L2 reads (4 passes over rows above 16384). Floor on H200: 2944 -> 704 x 4096 bf16, 11.5 MB,
-//   2.4 us at 4.8 TB/s plus the selection; slices = 4 blocks an SM at most, so that repeats stay below two waves.
+// Work: that of both, plus B x slices x N e of L2 reads (four times that for rows above 52k). Floor on H200: 2944 -> 704 x 4096 bf16, 11.5
+// MB,
+//   2.4 us at 4.8 TB/s plus the selection; the plan makes no more blocks than run at once.
 // Launch: grid.x = B x slices, the threads of the selection. Deterministic, tie rule, limits: as topk and gather; order = position only.
 #pragma once
 
@@ -16,12 +17,13 @@
 namespace tokensieve {
 namespace select {
 
-template <typename T, int kItems, bool kResident>
-__global__ void __launch_bounds__(1024, 1) topk_gather_kernel(const TopkParams p, const CopyArgs a) {
+template <typename T, int kItems, Hold kHold>
+__global__ void __launch_bounds__(1024, 1) topk_gather_kernel(const TopkParams p, const CopyArgs a, const int held_bytes) {
   TS_TOPK_SHARED(shared);
-  SIMT_DYN_SHARED(int, source);
+  SIMT_DYN_SHARED(unsigned char, dynamic);
+  int* source = reinterpret_cast<int*>(dynamic + held_bytes);
   const Slice s = this_slice(a);
-  const Row<T, kItems, kResident> row(p, static_cast<int>(s.b));
+  const Row<T, kItems, kHold> row(p, static_cast<int>(s.b), dynamic);
   Cut cut;
   const int taken = find_cut<T>(row, shared, cut);
   const int64_t length = p.prefix + p.K + p.suffix;

@@ -5,12 +5,13 @@
 //   ordered bits narrow [lower, upper] until the ties inside are the ones to cut or all are taken. Then one block scan over (above, equal)
 //   counts, in token order, gives every selected token its place: no atomics decide anything but histogram counts, which are integers.
 //   16-bit scores need only the first 22 bits. order = score sorts 64-bit keys (rank, ordered bits, complement of the index) afterwards.
-// Work: bytes = B N e read once (N <= 16384: 4 or 16 scores a thread stay in registers; longer rows are read again by every pass, from
-//   L2) + 8 B K. Floor on H200: 8 x 2944 x 4 = 94 KB, 20 ns of HBM: launch- and barrier-bound (about 12 barriers, 2 us). Fuse, do not tune.
+// Work: bytes = B N e read once (4 or 16 scores a thread stay in registers up to N = 16384, in shared memory up to 52k; longer rows are
+//   read again by every pass, from L2) + 8 B K. Floor on H200: 8 x 2944 x 4 = 94 KB, 20 ns of HBM: launch- and barrier-bound (about 12
+//   barriers, 2 us). Fuse, do not tune.
 // Launch: grid.x = B; threads to cover N, 64 to 1024. Shared 8.4 KB (+ the keys of order = score, a power of two of 8 bytes, up to 16384;
 //   beyond, in the workspace). All-equal rows put every token into one bin: counts of neighbours are added before the atomic.
 // Deterministic: the answer is unique. NaN ranks below -inf, -0 equals +0.
-// Limits: N < 2^31; rows of one block each, so N = 64k costs about 12 us where 8 blocks would need 3.
+// Limits: N < 2^31; a row is one block's work: at 64k that is about 12 us (256 KB four times at 0.1 TB/s an SM), where 8 SMs would need 3.
 #pragma once
 
 #include "core/order.h"
@@ -51,8 +52,7 @@ struct alignas(sizeof(T) * 4) Quad {
 };
 
 template <typename T, int kItems>
-__device__ __forceinline__ Items<kItems> load_items(const TopkParams& p, int b, int first) {
-  Items<kItems> items;
+__device__ __forceinline__ void load_orders(const TopkParams& p, int b, int first, Items<kItems>& items) {
   const T* row = static_cast<const T*>(p.scores) + b * p.score_stride;
   const int N = static_cast<int>(p.N);
   const bool wide = first + kItems <= N && reinterpret_cast<uintptr_t>(row + first) % (sizeof(T) * 4) == 0;
@@ -66,21 +66,23 @@ __device__ __forceinline__ Items<kItems> load_items(const TopkParams& p, int b, 
       for (int j = 0; j < 4; ++j) quad.value[j] = first + i + j < N ? row[first + i + j] : T(0.0f);
     }
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      items.order[i + j] = score_order(quad.value[j]);
-      if (first + i + j < N) items.candidate |= 1u << (i + j);
-    }
+    for (int j = 0; j < 4; ++j) items.order[i + j] = score_order(quad.value[j]);
   }
-  if (p.candidates == nullptr && p.always_keep == nullptr) return items;
+}
+
+template <int kItems>
+__device__ __forceinline__ void load_classes(const TopkParams& p, int b, int first, Items<kItems>& items) {
+  const int left = static_cast<int>(p.N) - first;
+  items.candidate = left >= kItems ? (1u << kItems) - 1u : left > 0 ? (1u << left) - 1u : 0u;
+  if (p.candidates == nullptr && p.always_keep == nullptr) return;
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
-    if (first + i >= N) continue;
+    if (i >= left) continue;
     const bool always = p.always_keep != nullptr && p.always_keep[b * p.always_keep_stride + first + i] != 0;
     const bool candidate = p.candidates == nullptr || p.candidates[b * p.candidates_stride + first + i] != 0;
     if (always || !candidate) items.candidate &= ~(1u << i);
     if (always) items.always |= 1u << i;
   }
-  return items;
 }
 
 // Exclusive sum over the block's threads in order, and the total. Ends with a barrier, so it can be called again at once.
@@ -140,25 +142,47 @@ __device__ inline void find_bin(const TopkShared& s, int need) {
   s.found[2] = s.histogram[bin];
 }
 
-// Tiles of the row: one that stays in registers (kResident), or many that are loaded when used.
-template <typename T, int kItems, bool kResident>
+// Tiles of the row: one that stays in registers, or many whose order words wait in shared memory or are read again. A thread only ever uses
+// what it loaded itself, so none of this needs a barrier.
+template <typename T, int kItems, Hold kHold>
 struct Row {
   const TopkParams& p;
   const int b, tiles;
+  uint4* const held;  // kShared: [tiles][threads]
   Items<kItems> resident;
 
-  __device__ Row(const TopkParams& params, int row)
-      : p(params), b(row), tiles(kResident ? 1 : static_cast<int>((params.N + tile_tokens() - 1) / tile_tokens())) {
-    if constexpr (kResident) resident = load_items<T, kItems>(p, b, first(0));
+  __device__ Row(const TopkParams& params, int row, void* shared)
+      : p(params),
+        b(row),
+        tiles(kHold == Hold::kRegisters ? 1 : static_cast<int>((params.N + tile_tokens() - 1) / tile_tokens())),
+        held(static_cast<uint4*>(shared)) {
+    if constexpr (kHold == Hold::kRegisters) resident = read(0);
+    if constexpr (kHold == Hold::kShared) {
+      for (int tile = 0; tile < tiles; ++tile) {
+        Items<kItems> items;
+        load_orders<T>(p, b, first(tile), items);
+        held[tile * blockDim.x + threadIdx.x] = make_uint4(items.order[0], items.order[1], items.order[2], items.order[3]);
+      }
+    }
   }
   __device__ static int64_t tile_tokens() { return static_cast<int64_t>(blockDim.x) * kItems; }
   __device__ int first(int tile) const {  // a thread of the last tile may start past N, which is below 2^31
     const int64_t at = tile * tile_tokens() + static_cast<int64_t>(threadIdx.x) * kItems;
     return static_cast<int>(at < p.N ? at : p.N);
   }
+  __device__ Items<kItems> read(int tile) const {
+    Items<kItems> items;
+    load_orders<T>(p, b, first(tile), items);
+    load_classes(p, b, first(tile), items);
+    return items;
+  }
   __device__ Items<kItems> load(int tile) const {
-    if constexpr (kResident) return resident;
-    return load_items<T, kItems>(p, b, first(tile));
+    if constexpr (kHold == Hold::kRegisters) return resident;
+    if constexpr (kHold == Hold::kNowhere) return read(tile);
+    const uint4 order = held[tile * blockDim.x + threadIdx.x];
+    Items<kItems> items = {{order.x, order.y, order.z, order.w}};
+    load_classes(p, b, first(tile), items);
+    return items;
   }
 };
 
@@ -190,8 +214,7 @@ __device__ inline int find_cut(const R& row, const TopkShared& s, Cut& cut) {
   if (p.candidates != nullptr || p.always_keep != nullptr) {
     count_classes(row, s);
     members = s.found[0];
-    always = s.found[1];
-    __syncthreads();  // read before find_bin writes
+    always = s.found[1];  // find_bin writes there two barriers later
   }
   int64_t k = p.k_rows != nullptr ? p.k_rows[row.b] : p.K;
   k = k < 0 ? 0 : k > p.K ? p.K : k;
@@ -283,12 +306,13 @@ __device__ inline void sort_descending(uint64_t* keys, int size) {
   __syncthreads();
 }
 
-template <typename T, int kItems, bool kResident>
-__global__ void __launch_bounds__(1024, 1) topk_kernel(const TopkParams p, const int sort_size, const int sort_shared) {
+template <typename T, int kItems, Hold kHold>
+__global__ void __launch_bounds__(1024, 1)
+    topk_kernel(const TopkParams p, const int held_bytes, const int sort_size, const int sort_shared) {
   TS_TOPK_SHARED(shared);
-  SIMT_DYN_SHARED(uint64_t, sort_keys);
+  SIMT_DYN_SHARED(unsigned char, dynamic);
   const int b = static_cast<int>(blockIdx.x);
-  const Row<T, kItems, kResident> row(p, b);
+  const Row<T, kItems, kHold> row(p, b, dynamic);
   Cut cut;
   const int taken = find_cut<T>(row, shared, cut);
   const int64_t length = p.prefix + p.K + p.suffix;
@@ -296,7 +320,8 @@ __global__ void __launch_bounds__(1024, 1) topk_kernel(const TopkParams p, const
   if (p.order == TopkOrder::kPosition) {
     emit_selected(row, shared, cut, [&](int slot, int token, uint32_t, bool) { out[p.prefix + slot] = p.offset + token; });
   } else {
-    uint64_t* keys = sort_shared != 0 ? sort_keys : static_cast<uint64_t*>(p.workspace) + static_cast<int64_t>(b) * sort_size;
+    uint64_t* keys = sort_shared != 0 ? reinterpret_cast<uint64_t*>(dynamic + held_bytes)
+                                      : static_cast<uint64_t*>(p.workspace) + static_cast<int64_t>(b) * sort_size;
     for (int i = taken + static_cast<int>(threadIdx.x); i < sort_size; i += static_cast<int>(blockDim.x)) keys[i] = 0;
     emit_selected(row, shared, cut, [&](int slot, int token, uint32_t order, bool always) { keys[slot] = rank_key(always, order, token); });
     sort_descending(keys, sort_size);

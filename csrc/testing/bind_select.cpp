@@ -39,6 +39,7 @@ struct Topk {
     plan = topk_plan_cuda(p, device_of(d));
     plan.items_per_thread = get<int>(d, "items_per_thread", plan.items_per_thread);
     plan.threads = get<int>(d, "threads", plan.threads);
+    plan.smem_bytes = get<int64_t>(d, "smem_bytes", plan.smem_bytes);
     index = DeviceBuffer(p.B * topk_output_length(p) * 8);
     workspace = DeviceBuffer(plan.workspace_bytes);
     p.index = index.as<int64_t>(), p.workspace = workspace.as();
@@ -125,6 +126,7 @@ py::tuple run_topk_gather_cuda(const py::dict& d) {
   Gather gather(d["gather"].cast<py::dict>(), topk.p.B, d["gather"]["N"].cast<int64_t>(), K, K);
   gather.p.index = topk.p.index;
   gather.p.index_stride = K;
+  if (!d["gather"].contains("blocks_per_row")) gather.plan = topk_gather_plan_cuda(gather.p, topk.plan, device_of(d));
   check(topk_gather_cuda(topk.p, topk.plan, gather.p, gather.plan, nullptr));
   return py::make_tuple(topk.result(), gather.result());
 }
@@ -138,9 +140,19 @@ void bind_select(py::module_& m) {
   m.def("scatter_rows_cuda", [](const py::dict& d) { return run_gather(d, true); });
   m.def("gather_plan_cuda", [](const py::dict& d) {
     const int64_t N = d["N"].cast<int64_t>(), K = d["K"].cast<int64_t>();
-    return dict_of(Gather(d, d["B"].cast<int64_t>(), N, K, K).plan);
+    GatherParams p = Gather(d, 0, N, K, K).p;  // plans look at no data
+    p.B = d["B"].cast<int64_t>();
+    return dict_of(gather_plan_cuda(p, device_of(d)));
   });
   m.def("topk_gather_cuda", &run_topk_gather_cuda);
+  m.def("topk_gather_plan_cuda", [](const py::dict& d) {  // of a dict like topk_gather_cuda's
+    const Topk topk(d);
+    const int64_t K = topk_output_length(topk.p);
+    const Gather gather(d["gather"].cast<py::dict>(), 0, d["gather"]["N"].cast<int64_t>(), K, K);
+    GatherParams p = gather.p;
+    p.B = topk.p.B;
+    return dict_of(topk_gather_plan_cuda(p, topk.plan, device_of(d)));
+  });
 }
 
 }  // namespace testing

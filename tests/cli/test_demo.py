@@ -81,10 +81,10 @@ def test_demo_runs_every_method(folder: Path, name: str, panels: int) -> None:
 def test_demo_prunes_a_local_checkpoint_and_shows_both_answers(folder: Path) -> None:
     processor = small_processor()
     Image.effect_mandelbrot((500, 340), (-2, -1.5, 1, 1.5), 60).convert("RGB").save("own.jpg")
-    subject = model.random_llava(Image.open("own.jpg"), 0, 25, 64)
+    subject = model.random_llava(Image.open("own.jpg"), 0, 3, 64)
     subject.model.save_pretrained("checkpoint")
     processor.save_pretrained("checkpoint")
-    result = demo("--model", "checkpoint", "--image", "own.jpg")
+    result = demo("--model", "checkpoint", "--image", "own.jpg", "--method", "FastV")
     assert result.exit_code == 0, result.output
     assert "checkpoint (LlavaForConditionalGeneration)" in result.stdout
     assert "Random weights" not in result.stdout

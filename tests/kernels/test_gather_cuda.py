@@ -200,14 +200,31 @@ def test_topk_gather_by_score_takes_two_launches(kernels: Any) -> None:
     check_topk_gather(kernels, 2, 40, 11, 0, 0, topk={"order": "score"})
 
 
-def test_gather_plan(kernels: Any) -> None:
-    def plan(B: int, N: int, K: int, W: int) -> dict[str, Any]:
-        tensor = {"data": np.zeros(0, np.uint8), "segment_bytes": W, "stride_b": N * W, "stride_n": W}
-        p: dict[str, Any] = kernels.gather_plan_cuda({"B": B, "N": N, "K": K, "index": np.zeros((B, K), np.int64), "tensors": [tensor]})
-        return p
+def test_topk_gather_with_scores_in_shared_memory(kernels: Any) -> None:
+    """A longer list than fits beside held scores is split over more blocks."""
+    held = {"items_per_thread": 0, "threads": 64, "smem_bytes": 2 * 64 * 16}
+    check_topk_gather(kernels, 2, 300, 41, 5, 3, blocks_per_row=1, topk=held)
+    check_topk_gather(kernels, 1, 300, 41, 3000, 3, blocks_per_row=1, topk=held)
 
-    next_hidden = plan(0, 2944, 704, 8192)
+
+def plan_of(kernels: Any, B: int, N: int, K: int, W: int, topk: bool = False) -> dict[str, Any]:
+    tensor = {"data": np.zeros(0, np.uint8), "segment_bytes": W, "stride_b": N * W, "stride_n": W}
+    p = {"B": B, "N": N, "K": K, "index": np.zeros((B, K), np.int64), "tensors": [tensor]}
+    plan: dict[str, Any] = kernels.topk_gather_plan_cuda(p | {"gather": p}) if topk else kernels.gather_plan_cuda(p)
+    return plan
+
+
+def test_gather_plan(kernels: Any) -> None:
+    next_hidden = plan_of(kernels, 1, 2944, 704, 8192)
     assert next_hidden["vector_bytes"] == 16
     assert next_hidden["blocks_per_row"] == 176  # 32 KB each
-    assert plan(0, 577, 144, 8)["blocks_per_row"] == 1
-    assert plan(0, 577, 144, 6)["vector_bytes"] == 2
+    assert next_hidden["bytes_moved"] == 704 * (2 * 8192 + 8)
+    assert plan_of(kernels, 64, 577, 192, 2048)["blocks_per_row"] == 8  # four blocks an SM
+    assert plan_of(kernels, 1, 577, 144, 8)["blocks_per_row"] == 1
+    assert plan_of(kernels, 1, 577, 144, 6)["vector_bytes"] == 2
+
+
+def test_topk_gather_plan_is_one_wave(kernels: Any) -> None:
+    assert plan_of(kernels, 1, 2944, 704, 8192, topk=True)["blocks_per_row"] == 132  # 736 threads: one block an SM
+    assert plan_of(kernels, 64, 577, 192, 2048, topk=True)["blocks_per_row"] == 8  # 160 threads: six
+    assert plan_of(kernels, 1, 50176, 5017, 7168, topk=True)["blocks_per_row"] == 132

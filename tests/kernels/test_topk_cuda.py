@@ -10,8 +10,10 @@ import pytest
 from kernels.score_reference import from_bits, to_bits
 
 DTYPES = ["float32", "float16", "bfloat16"]
-SHAPES = [{}, {"items_per_thread": 16}, {"items_per_thread": 0, "threads": 64}]  # resident 4 and 16 a thread, re-read in tiles
-SHAPE_IDS = ["resident4", "resident16", "reread"]
+# Scores in registers, 4 and 16 a thread; read again by every pass; in shared memory (16 bytes for 4 tokens; 3 KB hold 768, more re-read).
+REREAD = {"items_per_thread": 0, "threads": 64}
+SHAPES = [{}, {"items_per_thread": 16}, REREAD, REREAD | {"hold": 3 * 1024}]
+SHAPE_IDS = ["registers4", "registers16", "reread", "shared"]
 
 
 def expected(p: dict[str, Any]) -> np.ndarray:
@@ -38,6 +40,8 @@ def expected(p: dict[str, Any]) -> np.ndarray:
 def check(kernels: Any, **p: Any) -> None:
     scores = np.atleast_2d(p["scores"])
     p = {"B": scores.shape[0], "N": scores.shape[1], **p, "scores": to_bits(scores, p.get("dtype", "float32"))}
+    if "hold" in p:  # beside the keys of order = score
+        p["smem_bytes"] = p.pop("hold") + kernels.topk_plan_cuda(p)["smem_bytes"]
     got = kernels.topk_cuda(p)
     np.testing.assert_array_equal(got, expected(p), err_msg=f"{ {k: v for k, v in p.items() if k != 'scores'} }")
 
@@ -81,8 +85,10 @@ def test_topk_planned_shapes(kernels: Any, N: int) -> None:
     """16 a thread and re-read, as the plan chooses them, with 1024 threads."""
     plan = kernels.topk_plan_cuda({"B": 1, "N": N, "K": 100})
     assert plan["items_per_thread"] == (16 if N <= 16384 else 0)
+    assert plan["smem_bytes"] == (0 if N <= 16384 else 5 * 1024 * 16)
     check(kernels, scores=random_scores(N, 1, N), K=N // 4)
     check(kernels, scores=random_scores(N, 1, N, 2), K=N // 4)
+    check(kernels, scores=random_scores(N, 1, N, 2), K=N // 4, order="score")
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
@@ -149,7 +155,8 @@ def test_topk_strided_and_unaligned_rows(kernels: Any, dtype: str) -> None:
 def test_topk_sort_in_the_workspace(kernels: Any) -> None:
     """More keys than shared memory holds: the same sort on global memory."""
     p = {"smem_per_block": 9 * 1024 + 512}
-    assert kernels.topk_plan_cuda({"B": 2, "N": 200, "K": 65, "order": "score", **p})["workspace_bytes"] == 2 * 128 * 8
+    plan = kernels.topk_plan_cuda({"B": 2, "N": 200, "K": 65, "order": "score", **p})
+    assert (plan["workspace_bytes"], plan["smem_bytes"]) == (2 * 128 * 8, 0)
     check(kernels, scores=random_scores(4, 2, 200), K=65, order="score", **p)
 
 
@@ -172,7 +179,7 @@ def test_topk_fuzz(kernels: Any) -> None:
         if rng.random() < 0.5:
             p["k_rows"] = rng.integers(0, p["K"] + 1, B)
         p["order"] = "score" if rng.random() < 0.3 else "position"
-        check(kernels, dtype=DTYPES[seed % 3], **p, **SHAPES[int(rng.integers(0, 3))])
+        check(kernels, dtype=DTYPES[seed % 3], **p, **SHAPES[int(rng.integers(0, 4))])
 
 
 def test_topk_refuses_what_it_cannot_do(kernels: Any) -> None:
@@ -197,4 +204,6 @@ def test_topk_plan(kernels: Any) -> None:
     assert plan(4096) == (4, 1024)
     assert plan(16384) == (16, 1024)
     assert plan(65536) == (0, 1024)
+    assert kernels.topk_plan_cuda({"B": 8, "N": 50176, "K": 5017})["smem_bytes"] == 13 * 1024 * 16  # held
+    assert kernels.topk_plan_cuda({"B": 8, "N": 65536, "K": 5017})["smem_bytes"] == 0  # read again
     assert kernels.topk_plan_cuda({"B": 8, "N": 2880, "K": 640})["bytes_moved"] == 8 * (2880 * 4 + 640 * 8)

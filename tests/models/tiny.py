@@ -101,8 +101,16 @@ def pad(rows: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
+def llava_inputs(images: int = 1) -> dict[str, Tensor]:
+    ids = torch.cat([prompt(4, 16, 6, seed=i) for i in range(images)], 1)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels(images)}
+
+
 def next_inputs() -> dict[str, Tensor]:
-    """Pixels of a 31 x 10 picture: a thumbnail and 2 x 1 crops, of whose 4 patch rows 2 are padding: 16 + 2 * (8 + 1) tokens."""
-    sizes = torch.tensor([[10, 31]])
+    """A 31 x 10 picture: a thumbnail and 2 x 1 crops, of whose 4 patch rows 2 are padding: 16 + 2 * (8 + 1) = 34 tokens."""
+    ids, sizes = prompt(4, 34, 6), torch.tensor([[10, 31]])
     values = torch.randn(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(5))
-    return {"pixel_values": values, "image_sizes": sizes}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": values, "image_sizes": sizes}
+
+
+MODELS = [(llava, llava_inputs), (llava_next, next_inputs)]

@@ -104,20 +104,21 @@ def measure(subject: Subject, method: Any, stage: Callable[[str], None]) -> Resu
 
     dense: list[float] = []
     pruned: list[float] = []
-    with torch.inference_mode():
-        stage("warming up")
-        first = prefill(subject)
-        repeats = 3 if first < 4 else 2 if first < 10 else 1  # a slow machine or a large checkpoint: stay near half a minute
-        state: Any = None
-        for i in range(repeats):
-            stage(f"dense prefill {i + 1} of {repeats}")
-            dense.append(prefill(subject))
-            stage(f"pruned prefill {i + 1} of {repeats}")
-            try:
+    try:
+        with torch.inference_mode():
+            state: Any = sieve(subject.model, method)  # says at once where the method does not fit the model
+            stage("warming up")
+            first = prefill(subject)
+            repeats = 3 if first < 4 else 2 if first < 10 else 1  # a slow machine or a large checkpoint: stay near half a minute
+            for i in range(repeats):
+                stage(f"dense prefill {i + 1} of {repeats}")
+                dense.append(prefill(subject))
+                stage(f"pruned prefill {i + 1} of {repeats}")
                 with sieve(subject.model, method) as state:
                     pruned.append(prefill(subject))
-            except (TypeError, ValueError) as error:
-                raise DemoError(str(error).removeprefix("tokensieve.").removeprefix("sieve: ")) from None
+    except (TypeError, ValueError) as error:
+        raise DemoError(str(error).removeprefix("tokensieve.").removeprefix("sieve: ")) from None
+    with torch.inference_mode():
         stage("the method's eager code")
         start = int((subject.inputs["input_ids"][0] == subject.model.config.image_token_id).int().argmax())
         steps = step_times(subject.model, method, start, subject.image_tokens, subject.length)

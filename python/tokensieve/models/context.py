@@ -47,14 +47,46 @@ def sieve(model: Any, method: Method, *, image_mask: Tensor | None = None, spans
 
 
 def attach(model: Any, method: Method, *, image_mask: Tensor | None = None, spans: Sequence[Any] | None = None) -> SieveRun:
-    """`sieve` without a with block; arguments as there. Undone by `detach`.
+    """`sieve` without a with block.
+
+    Args:
+        model, method, image_mask, spans: as in `sieve`.
 
     Returns:
-        The attached `SieveRun`.
+        The attached `SieveRun`; `detach` undoes it.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `sieve`.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaModel
+        >>> from tokensieve.methods import FastV
+        >>> config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, vocab_size=50)
+        >>> run = attach(LlamaModel(config), FastV(layer=1), spans=[(2, 8)])
+        >>> detach(run)
     """
     return SieveRun(model, method, image_mask, spans).__enter__()
 
 
 def detach(run: SieveRun) -> None:
-    """Undoes `attach`: the model is exactly as before. The run keeps its report."""
+    """Undoes `attach`: the model is exactly as before.
+
+    Args:
+        run: what `attach` returned; it keeps its report. Detaching twice does nothing.
+
+    Returns:
+        None.
+
+    Raises:
+        AttributeError: run is not a `SieveRun`.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaModel
+        >>> from tokensieve.methods import FastV
+        >>> config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, vocab_size=50)
+        >>> model = LlamaModel(config)
+        >>> detach(attach(model, FastV(layer=1), spans=[(2, 8)]))
+        >>> len(model._forward_pre_hooks)
+        0
+    """
     run.__exit__(None, None, None)
