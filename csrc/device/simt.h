@@ -22,8 +22,8 @@
 // SIMT_SHARED(float, tile, [16][33]); or SIMT_SHARED(int, count); A type with a comma needs an alias.
 #define SIMT_SHARED(type, name, ...) __shared__ type name __VA_ARGS__
 // type* name = the dynamic shared memory of the launch, 128-byte aligned.
-#define SIMT_DYN_SHARED(type, name)                                             \
-  extern __shared__ __align__(128) unsigned char tokensieve_dynamic_shared[];  \
+#define SIMT_DYN_SHARED(type, name)                                           \
+  extern __shared__ __align__(128) unsigned char tokensieve_dynamic_shared[]; \
   type* const name = reinterpret_cast<type*>(tokensieve_dynamic_shared)
 #define SIMT_NOINLINE __noinline__
 #else

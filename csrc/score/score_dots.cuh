@@ -36,13 +36,16 @@ __device__ __forceinline__ uint4 load_row_part(const T* row, int d, int D, bool 
                     static_cast<uint32_t>(high >> 32));
 }
 
-// Parts `step` elements apart of kRows rows, all asked for before the first is used.
+// Parts `step` elements apart of the rows row + 8 * i * stride of which `valid` (bit i) exist, all asked for before the first is used.
 template <int kRows, int kSteps, typename T>
-__device__ __forceinline__ void load_parts(uint4 (&out)[kRows][kSteps], const T* const (&rows)[kRows], int d, int step, int D, bool wide) {
+__device__ __forceinline__ void load_parts(uint4 (&out)[kRows][kSteps], const T* row, int64_t stride, unsigned valid, int d, int step,
+                                           int D, bool wide) {
 #pragma unroll
   for (int j = 0; j < kSteps; ++j) {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) out[r][j] = load_row_part(rows[r], d + j * step, D, wide);
+    for (int i = 0; i < kRows; ++i) {
+      out[i][j] = load_row_part(row + 8 * i * stride, d + j * step, (valid >> i & 1u) != 0 ? D : 0, wide);
+    }
   }
 }
 
@@ -66,13 +69,13 @@ __device__ __forceinline__ void dots(const T* keys, const DotArgs& a) {
   for (int tile = static_cast<int>(threadIdx.x) / 32; tile * kKeyTile < a.keys; tile += warps) {
     const int key = tile * kKeyTile + g;
     const bool low = key < a.keys, high = key + 8 < a.keys;
-    const T* const row[2] = {keys + static_cast<int64_t>(low ? key : 0) * a.key_stride,
-                             keys + static_cast<int64_t>(high ? key + 8 : 0) * a.key_stride};
+    const T* const row = keys + static_cast<int64_t>(key) * a.key_stride;
+    const unsigned valid = (low ? 1u : 0u) | (high ? 2u : 0u);
     float acc[kRowTiles][4] = {};
 #pragma unroll 1
     for (int d0 = 0; d0 < a.D; d0 += 32 * kSteps) {
       uint4 k[2][kSteps];
-      load_parts(k, row, d0 + 8 * t, 32, a.D, a.wide);
+      load_parts(k, row, a.key_stride, valid, d0 + 8 * t, 32, a.D, a.wide);
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) {
         if (d0 + 32 * j >= a.D) break;  // the same for the whole block
@@ -112,18 +115,17 @@ __device__ __forceinline__ void dots_float(const float* keys, const DotArgs& a) 
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int warps = static_cast<int>(blockDim.x) / 32;
   for (int tile = static_cast<int>(threadIdx.x) / 32; tile * 32 < a.keys; tile += warps) {
-    const auto row_of = [&](int j) {
-      const int key = tile * 32 + 8 * j + g;
-      return keys + static_cast<int64_t>(key < a.keys ? key : 0) * a.key_stride;
-    };
-    const float* const row[4] = {row_of(0), row_of(1), row_of(2), row_of(3)};
+    const float* const row = keys + static_cast<int64_t>(tile * 32 + g) * a.key_stride;
+    unsigned valid = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) valid |= tile * 32 + 8 * j + g < a.keys ? 1u << j : 0u;
 #pragma unroll 1
     for (int r0 = 0; r0 < a.rows; r0 += 8) {
       float acc[8][4] = {};
 #pragma unroll 1
       for (int d = 4 * t; d - 4 * t < a.D; d += 16) {
         uint4 k[4][1];
-        load_parts(k, row, d, 0, a.D, a.wide);
+        load_parts(k, row, a.key_stride, valid, d, 0, a.D, a.wide);
 #pragma unroll
         for (int r = 0; r < 8; ++r) {
           const float4 q = *reinterpret_cast<const float4*>(a.queries + (r0 + r) * a.query_bytes + d * 4);

@@ -28,9 +28,7 @@ class Tokens:
             storage = rng.integers(0, 255, (B, N, self.M * self.W + self.pad), dtype=np.uint8)
             view = storage[..., : self.M * self.W].reshape(B, N, self.M, self.W)
             if self.pad:
-                view = np.lib.stride_tricks.as_strided(
-                    storage, (B, N, self.M, self.W), (storage.strides[0], storage.strides[1], self.W, 1)
-                )
+                view = np.lib.stride_tricks.as_strided(storage, (B, N, self.M, self.W), (storage.strides[0], storage.strides[1], self.W, 1))
         stride_b, stride_n, stride_m, _ = view.strides
         return {
             "data": storage,

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from kernels.score_reference import MAX, MEAN, NONE, RANGE, SUM, Case, check
 
 CLUSTER = {"algo": "cluster", "threads": 128}

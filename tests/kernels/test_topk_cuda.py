@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from kernels.score_reference import from_bits, to_bits
 
 DTYPES = ["float32", "float16", "bfloat16"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -72,11 +73,13 @@ def test_wheel_size(wheel: Path) -> None:
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [n for n in archive.namelist() if ".dist-info/" not in n]
+        facts = json.loads(archive.read("tokensieve/_build_info.json"))
     assert {"tokensieve/__init__.py", "tokensieve/_C.so", "tokensieve/_build_info.json", "tokensieve/py.typed"} <= set(names)
     strange = [n for n in names if not re.fullmatch(r"tokensieve/([a-z_]+/)*[\w.]+\.(py|so|json|typed)", n)]
     assert not strange, strange
     libraries = {n for n in names if n.endswith(".so")}
     assert libraries <= {"tokensieve/_C.so", "tokensieve/_C_cuda.so"}, libraries  # no testing module
+    assert ("tokensieve/_C_cuda.so" in libraries) == (facts["cuda"] is not None)
     assert not [n for n in names if re.search(r"(^|/)(tests?|bench|testing|conftest)", n)]
     source = {f"tokensieve/{p.relative_to(ROOT / 'python' / 'tokensieve')}" for p in (ROOT / "python" / "tokensieve").rglob("*.py")}
     assert {n for n in names if n.endswith(".py")} == source

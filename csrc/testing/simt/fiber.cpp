@@ -174,8 +174,6 @@ Quiet::~Quiet() {
   AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
 }
 #else
-void order_release(void*) {}
-void order_acquire(void*) {}
 Quiet::Quiet() {}
 Quiet::~Quiet() {}
 #endif

@@ -50,8 +50,13 @@ class Fiber {
 };
 
 // ThreadSanitizer's happens-before edges; nothing in other builds.
+#if defined(SIMT_TSAN)
 void order_release(void* address);
 void order_acquire(void* address);
+#else
+inline void order_release(void*) {}
+inline void order_acquire(void*) {}
+#endif
 // While one lives, the emulator's own allocations, frees and memset are no events of the thread: ThreadSanitizer intercepts those.
 struct Quiet {
   Quiet();

@@ -20,10 +20,8 @@ void* __asan_get_report_address(void);
 namespace tokensieve {
 namespace simt {
 namespace host {
-Runtime& rt() {
-  static Runtime* runtime = new Runtime;  // never destroyed: sanitizers tear down first
-  return *runtime;
-}
+
+Runtime* const runtime = new Runtime;
 
 uint64_t next_random() {  // xorshift64*
   uint64_t& x = rt().random;

@@ -103,7 +103,8 @@ struct Runtime {
   std::exception_ptr error;
   char launch_order = 0, end_order = 0;
 };
-Runtime& rt();
+extern Runtime* const runtime;  // never destroyed: sanitizers tear down first
+inline Runtime& rt() { return *runtime; }
 
 inline std::string text(uint3 v) { return std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z); }
 inline std::string text(Loc place) { return std::string(place.file) + ":" + std::to_string(place.line); }

@@ -1,0 +1,171 @@
+"""The CPU kernels at every instruction level, on exact-size buffers: against the numpy references, and against each other to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels import test_topk_cuda as topk
+from kernels.score_reference import MAX, MEAN, NONE, RANGE, SUM, Case
+from kernels.score_reference import check as check_score
+from kernels.test_gather_cuda import Tokens, gathered, scattered, unique_index
+
+LEVELS = ["baseline", "avx2", "avx512"]
+DTYPES = ["float32", "float16", "bfloat16"]
+
+
+@dataclass
+class Cpu:
+    """The CPU kernels under the names that the CUDA tests' checks call."""
+
+    kernels: Any
+    level: int
+    split: bool = False
+
+    def __getattr__(self, name: str) -> Any:
+        run = getattr(self.kernels, name.replace("_cuda", "_cpu"))
+        return lambda arguments: run(arguments | {"level": self.level, "split": self.split})
+
+
+@pytest.fixture(params=range(3), ids=LEVELS)
+def cpu(request: pytest.FixtureRequest, kernels: Any) -> Cpu:
+    if request.param not in kernels.cpu_levels():
+        pytest.skip(f"this machine has no {LEVELS[request.param]}")
+    return Cpu(kernels, request.param)
+
+
+CASES = [
+    Case(N=577, D=64),
+    Case(B=2, H=4, Hkv=2, L=3, N=70, D=24, dtype="float16", causal=True, bias="float"),
+    Case(H=6, Hkv=2, L=4, N=300, D=20, dtype="bfloat16", row_weights=True),
+    Case(H=4, Hkv=1, L=5, N=33, D=16, dtype="float16", query_reduction=MAX, head_reduction=MAX),
+    Case(H=2, L=2, N=540, D=72, dtype="float16", lse=True, key_range=(5, 537), head_reduction=SUM),
+    Case(H=4, Hkv=2, L=3, N=300, query_reduction=NONE, key_range=(3, 270), normalize=RANGE),
+    Case(H=4, Hkv=2, L=3, N=300, query_reduction=NONE, head_reduction=NONE, bias="bool", offset_bytes=4),
+    Case(H=3, Hkv=1, L=30, N=260, D=40, causal=True, bias="bool", head_reduction=NONE),  # 5 passes
+    Case(H=8, Hkv=8, L=37, N=290, D=16, causal=True, layout="bnhd", query_reduction=SUM),  # a task a key head
+    Case(H=8, Hkv=8, L=37, N=40, D=16, dtype="bfloat16", query_reduction=MAX, row_weights=False, bias="float16"),
+    Case(H=70, Hkv=1, L=2, N=50, D=8),  # more rows in a group than a task takes
+    Case(H=2, L=2, N=20, D=300, offset_bytes=4),  # two blocks of head dims
+    Case(H=6, Hkv=1, L=2, N=40, D=300, dtype="float16", offset_bytes=2),
+    Case(B=2, L=3, N=40, positions=[[39, -1, 5], [-1, -1, -1]]),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_score_cpu(cpu: Cpu, case: Case) -> None:
+    got = check_score(cpu, case)
+    cpu.split = True
+    again = check_score(cpu, case)
+    np.testing.assert_array_equal(got["scores"], again["scores"], err_msg="the order of the tasks changed the scores")
+    np.testing.assert_array_equal(got["lse"], again["lse"])
+
+
+@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+def test_score_cpu_levels_agree_to_the_bit(kernels: Any, case: Case) -> None:
+    results = [Cpu(kernels, level).score_cuda(case.arguments()) for level in kernels.cpu_levels()]
+    for result in results[1:]:
+        assert result["scores"].tobytes() == results[0]["scores"].tobytes()
+        assert result["lse"].tobytes() == results[0]["lse"].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("L", [1, 6])
+def test_score_cpu_every_head_dim(cpu: Cpu, L: int, dtype: str) -> None:
+    for D in [0, 1, 7, 8, 15, 16, 17, 24, 31, 33, 64, 80, 257]:
+        check_score(cpu, Case(H=1, Hkv=1, N=21, L=L, D=D, dtype=dtype, offset_bytes=4))
+
+
+def test_score_cpu_every_key_count(cpu: Cpu) -> None:
+    for N in [0, 1, 15, 16, 17, 31, 32, 33, 255, 256, 257, 513]:
+        for L in (1, 6):
+            check_score(cpu, Case(H=1, Hkv=1, N=N, L=L, D=8, bias="bool"))
+
+
+@pytest.mark.parametrize("L", [1, 6])
+def test_score_cpu_nan_makes_its_row_nan(cpu: Cpu, L: int) -> None:
+    case = Case(B=2, H=2, L=L, N=600, D=16, query_reduction=NONE, head_reduction=NONE)
+    case.query_bits[0, 1, 0, 3] = np.nan
+    scores = cpu.score_cuda(case.arguments())["scores"]
+    assert np.isnan(scores[0, 1, 0]).all()
+    assert np.isnan(scores).sum() == 600
+
+
+def test_score_cpu_hidden_keys_are_never_read_into_a_row(cpu: Cpu) -> None:
+    for L in (1, 6):
+        hidden = np.ones((1, 1, 1, 300), dtype=np.bool_)
+        hidden[..., 290] = False
+        case = Case(H=2, L=L, N=300, D=16, bias_values=hidden)
+        case.key_bits[:, :, 290] = np.nan
+        scores = cpu.score_cuda(case.arguments())["scores"]
+        assert not np.isnan(scores).any()
+        assert scores[..., 290] == 0
+
+
+def test_score_cpu_no_rows_give_zeros(cpu: Cpu) -> None:
+    for how in (MEAN, SUM, MAX):
+        scores = cpu.score_cuda(Case(L=0, N=20, query_reduction=how).arguments())["scores"]
+        assert scores.shape == (1, 1, 1, 20)
+        assert not scores.any()
+
+
+@pytest.mark.parametrize("order", ["position", "score"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("distinct", [0, 1, 4])
+def test_topk_cpu(cpu: Cpu, distinct: int, dtype: str, order: str) -> None:
+    for N in [1, 5, 8, 15, 16, 17, 33, 256, 257, 577, 1300]:
+        scores = topk.random_scores(N, 3, N, distinct)
+        for K in sorted({0, 1, N // 4, N // 2, N - 1, N, N + 3}):
+            topk.check(cpu, scores=scores, K=K, dtype=dtype, order=order)
+
+
+@pytest.mark.parametrize("order", ["position", "score"])
+@pytest.mark.parametrize("split", [False, True], ids=["one_thread", "split"])
+def test_topk_cpu_masks(cpu: Cpu, split: bool, order: str) -> None:
+    cpu.split = split
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.05, 0.4, 0.95, 1.0):
+        B, N = 70, 300  # more rows than scratch areas
+        masks = {"candidates": rng.random((B, N)) < share, "always_keep": rng.random((B, N)) < 0.2}
+        k_rows = rng.integers(0, 71, B)
+        around = {"prefix": 3, "suffix": 5} if order == "position" else {}
+        scores = topk.random_scores(1, B, N, 5)
+        topk.check(cpu, scores=scores, K=70, order=order, k_rows=k_rows, offset=35, **masks, **around)
+        topk.check(cpu, scores=scores, K=70, order=order, candidates=masks["candidates"])
+        topk.check(cpu, scores=scores, K=30, order=order, always_keep=masks["always_keep"])
+
+
+def test_topk_cpu_k_out_of_range_is_an_error(cpu: Cpu) -> None:
+    for bad in (-1, 4):
+        with pytest.raises(RuntimeError, match=r"every k must be in \[0, max_k\]"):
+            topk.check(cpu, scores=np.zeros((1, 9)), K=3, k_rows=np.array([bad]))
+
+
+TOKENS = [Tokens(W) for W in (1, 2, 4, 8, 16)] + [Tokens(W=4, pad=4), Tokens(W=100), Tokens(W=16, M=3, heads_first=True)]
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["one_thread", "split"])
+def test_gather_cpu_and_back(cpu: Cpu, split: bool) -> None:
+    cpu.split = split
+    rng = np.random.default_rng(1)
+    for B, N, K in [(1, 1, 1), (2, 37, 11), (3, 1500, 400), (2, 5, 0), (0, 5, 2)]:
+        index = unique_index(rng, B, N, K, holes=3)
+        shape = {"B": B, "N": N, "K": K, "index": index}
+        made = [tokens.make(rng, B, N) for tokens in TOKENS]
+        for out, (_, view) in zip(cpu.gather_cuda(shape | {"tensors": [d for d, _ in made]}), made):
+            assert out.tobytes() == gathered(view, index).tobytes()
+        made = [tokens.compact(rng, B, K) for tokens in TOKENS]
+        for out, (_, data) in zip(cpu.scatter_rows_cuda(shape | {"tensors": [d for d, _ in made]}), made):
+            assert out.tobytes() == scattered(data, index, N).tobytes()
+
+
+@pytest.mark.parametrize("bad", [-2, 5, 1 << 40, -(1 << 62)])
+def test_gather_cpu_index_out_of_range_is_an_error(cpu: Cpu, bad: int) -> None:
+    tokens, _ = Tokens(8).make(np.random.default_rng(0), 1, 5)
+    arguments = {"B": 1, "N": 5, "K": 2, "index": np.array([[0, bad]]), "tensors": [tokens]}
+    for run in (cpu.gather_cuda, cpu.scatter_rows_cuda):
+        with pytest.raises(RuntimeError, match=r"every index must be in \[-1, N\)"):
+            run(arguments)
