@@ -11,7 +11,7 @@
 namespace tokensieve::bind {
 namespace {
 
-CpuLevel best_cpu_level() {
+CpuLevel detected_level() {
 #if defined(TS_HAVE_X86_LEVELS)
   __builtin_cpu_init();
   if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))) return CpuLevel::kBaseline;
@@ -23,14 +23,16 @@ CpuLevel best_cpu_level() {
 #endif
 }
 
-std::atomic<int> current_level{static_cast<int>(best_cpu_level())};
+std::atomic<int> current_level{static_cast<int>(detected_level())};
 
 CpuLevel level() { return static_cast<CpuLevel>(current_level.load(std::memory_order_relaxed)); }
+
+int64_t best_cpu_level() { return static_cast<int64_t>(detected_level()); }
 
 int64_t cpu_level() { return current_level.load(std::memory_order_relaxed); }
 
 void set_cpu_level(int64_t wanted) {
-  const int64_t best = static_cast<int64_t>(best_cpu_level());
+  const int64_t best = best_cpu_level();
   if (wanted < 0 || wanted > best) fail("set_cpu_level", "level must be in [0, ", best, "] on this machine, got ", wanted);
   current_level.store(static_cast<int>(wanted), std::memory_order_relaxed);
 }
@@ -102,6 +104,7 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(tokensieve, CompositeExplicitAutograd, m) {
   m.impl("cpu_level", TORCH_BOX(&cpu_level));
+  m.impl("best_cpu_level", TORCH_BOX(&best_cpu_level));
   m.impl("set_cpu_level", TORCH_BOX(&set_cpu_level));
 }
 

@@ -14,5 +14,6 @@ STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def("prune_tokens(Tensor query, Tensor key, Tensor[] tensors, SymInt k, " TS_SCORE_ARGUMENTS
         ", bool keep_outside) -> (Tensor[], Tensor, Tensor)");
   m.def("cpu_level() -> int");
+  m.def("best_cpu_level() -> int");
   m.def("set_cpu_level(int level) -> ()");
 }

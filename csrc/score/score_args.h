@@ -7,7 +7,8 @@ namespace tokensieve {
 namespace score {
 
 constexpr int kMaxRows = 64;                 // query rows of a pass: 8 tensor-core tiles of 8
-constexpr int kMaxThreads = 512;             // 128 registers a thread: 32 of key fragments, up to 32 of accumulators
+constexpr int kMaxThreads = 512;             // 128 registers a thread: 32 of key fragments, up to 16 of accumulators
+constexpr int kMaxThreadsWide = 384;         // 168 registers with the 32 accumulators of 33 to 64 rows; at 128 sm_80 spills
 constexpr int kKeyTile = 16;                 // keys of one mma; chunk_keys is a multiple
 constexpr int64_t kStaticShared = 8 * 1024;  // what the kernel declares itself (6.6 KB), rounded up
 
@@ -38,6 +39,7 @@ constexpr int64_t query_row_bytes(int64_t D, int64_t element_bytes) {
 // Accumulators of rows 2t, 2t + 1 and keys g, t < 4, g < 8, are stored at once: 2 x stride must be 8 modulo 32.
 constexpr int64_t logit_stride(int64_t chunk_keys) { return chunk_keys + 4; }
 constexpr int row_tiles(int64_t rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8; }
+constexpr int max_threads(int tiles) { return tiles == 8 ? kMaxThreadsWide : kMaxThreads; }
 constexpr int64_t padded_rows(int64_t rows, int64_t element_bytes) { return element_bytes == 4 ? (rows + 7) / 8 * 8 : row_tiles(rows) * 8; }
 constexpr int64_t shared_bytes(const ScoreParams& p, int64_t chunk_keys, int64_t rows_per_pass) {
   const int64_t rows = p.Hkv > 0 ? p.H / p.Hkv * p.L : 0, element = dtype_bytes(p.dtype);

@@ -53,8 +53,8 @@ const char* refusal(const ScoreParams& p, const ScorePlan& plan) {
   constexpr int64_t kLimit = int64_t{1} << 31;
   if (p.D > 256) return "attention_scores: D must be at most 256";
   if (p.N >= kLimit || p.H / p.Hkv * p.L >= kLimit) return "attention_scores: N and H / Hkv * L must be below 2^31";
-  if (plan.threads < kMaxRows || plan.threads > kMaxThreads || plan.threads % 32 != 0)
-    return "attention_scores: the plan is not one of CUDA";
+  const int most = p.dtype == DType::kFloat32 ? kMaxThreads : max_threads(row_tiles(plan.rows_per_pass));
+  if (plan.threads < kMaxRows || plan.threads > most || plan.threads % 32 != 0) return "attention_scores: the plan is not one of CUDA";
   if (plan.rows_per_pass < 1 || plan.rows_per_pass > kMaxRows) return "attention_scores: rows_per_pass must be in [1, 64]";
   if (plan.chunk_keys < 1 || plan.chunk_keys % kKeyTile != 0) return "attention_scores: chunk_keys must be a positive multiple of 16";
   return nullptr;

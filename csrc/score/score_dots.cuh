@@ -62,8 +62,7 @@ struct DotArgs {
 // 16-bit types: one warp takes 16 keys at a time through the tensor cores.
 template <typename T, int kRowTiles>
 __device__ __forceinline__ void dots(const T* keys, const DotArgs& a) {
-  // 128 elements of 16 keys in flight a warp: 32 registers. Half of that beside 32 accumulators, where sm_80 would spill 60 bytes.
-  constexpr int kSteps = kRowTiles < 8 ? 4 : 2;
+  constexpr int kSteps = 4;  // 128 elements of 16 keys in flight a warp: 32 registers
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int warps = static_cast<int>(blockDim.x) / 32;
   for (int tile = static_cast<int>(threadIdx.x) / 32; tile * kKeyTile < a.keys; tile += warps) {

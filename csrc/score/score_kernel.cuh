@@ -340,7 +340,7 @@ __device__ inline void merge_heads(const Args& a, const Block& block, int* is_la
 }
 
 template <typename T, int kRowTiles>
-__global__ void __launch_bounds__(kMaxThreads) score_kernel(const Args a) {
+__global__ void __launch_bounds__(max_threads(kRowTiles)) score_kernel(const Args a) {
   SIMT_SHARED(float, partial, [kMaxThreads / 32][kMaxRows]);
   SIMT_SHARED(float, maximum, [kMaxRows]);
   SIMT_SHARED(float, coefficient, [kMaxRows]);

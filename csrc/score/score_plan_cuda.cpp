@@ -74,8 +74,10 @@ void score::score_plan_sizes(const ScoreParams& p, ScorePlan& plan) {
   plan.workspace_bytes = round_up(stats, 64) + (merge_heads ? p.B * p.Hkv * out_rows * R * 4 : 0);
   plan.num_semaphores = merge_heads ? p.B * plan.num_chunks : 0;
   plan.smem_bytes = score::shared_bytes(p, plan.chunk_keys, plan.rows_per_pass);
-  // 16 warps an SM keep HBM busy (score_dots.cuh): two blocks of 8, or one of 16 where two do not fit. No warp without a tile, 4 at least.
-  const int64_t warps = plan.smem_bytes > kTwoBlocksShared ? 16 : 8;
+  // 16 warps an SM keep HBM busy (score_dots.cuh): two blocks of 8, or one of 16 where two do not fit; 33 to 64 rows take the registers for
+  // one block of 12. No warp without a tile, 4 at least.
+  const bool wide = dtype_bytes(p.dtype) == 2 && score::row_tiles(plan.rows_per_pass) == 8;
+  const int64_t warps = wide ? score::kMaxThreadsWide / 32 : plan.smem_bytes > kTwoBlocksShared ? 16 : 8;
   plan.threads = static_cast<int>(32 * std::clamp<int64_t>(ceil_div(plan.chunk_keys, score::kKeyTile), 4, warps));
 }
 

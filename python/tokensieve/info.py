@@ -20,20 +20,7 @@ def cpu_levels() -> list[str]:
         >>> cpu_levels()[0]
         'baseline'
     """
-    ops = torch.ops.tokensieve
-    current = ops.cpu_level()
-    built = _load.STATE.build.get("cpu_levels", list(_load.CPU_LEVELS))
-    found = []
-    try:
-        for name in built:
-            try:
-                ops.set_cpu_level(_load.CPU_LEVELS.index(name))
-            except RuntimeError:
-                continue
-            found.append(name)
-    finally:
-        ops.set_cpu_level(current)
-    return found
+    return list(_load.CPU_LEVELS[: torch.ops.tokensieve.best_cpu_level() + 1])
 
 
 def facts() -> dict[str, Any]:

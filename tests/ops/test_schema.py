@@ -18,6 +18,7 @@ SCHEMAS = {
     "gather_tokens_backward": "(Tensor[] grads, Tensor index, SymInt N) -> Tensor[]",
     "prune_tokens": f"(Tensor query, Tensor key, Tensor[] tensors, SymInt k, {SCORE}, bool keep_outside) -> (Tensor[], Tensor, Tensor)",
     "cpu_level": "() -> int",
+    "best_cpu_level": "() -> int",
     "set_cpu_level": "(int level) -> ()",
 }
 
