@@ -5,9 +5,8 @@ JOBS ?= $(or $(TOKENSIEVE_JOBS),$(shell nproc))
 
 # One interpreter for everything: the virtual environment; `make gpu` takes PYTHON as it is, because it must work with no network.
 PY := $(VENV)/bin/python
-BUILD := build/cmake
 
-.PHONY: demo test bench wheel test-wheel gpu lint format sanitize mutate build testing docs clean help
+.PHONY: demo test bench wheel test-wheel gpu lint format sanitize mutate build testing clean help
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

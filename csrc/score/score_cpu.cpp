@@ -1,15 +1,17 @@
-// attention_scores on the CPU. query [B, H, L, D], key [B, Hkv, N, D] (float32, float16, bfloat16) -> scores [B, H|1, L|1, R] float32, lse
-// [B, H, L]. Algorithm: rows of L in passes of layout.pass_rows; a pass is three parallel steps, each a fixed set of tasks with a fixed
-// order inside:
-//   1. mass    (b, key head, chunk of <= 256 keys): logits of the group's rows, their maximum m, mass e = exp(s - m), its sum. Keys are
-//   read once.
-//   2. factors (b, h, l): merge the chunks' (m, sum) in order to the row's normaliser; factor = weight * exp(m_chunk - m_row) / sum_row.
-//   3. reduce  (b, chunk): out[n] = over heads of over rows of factor * e, in order. One exp per element in all.
-// Many rows (several passes) and 8 or more key heads: one task runs all passes of a key head, with the same arithmetic.
-// With lse given, mass is exp(s - lse) and step 2 only writes weights. Chunks and passes come from the shape: any thread count gives the
-// same bits. Work: 2 B H L N D flops (and B H L N exps); B Hkv N D key bytes a pass and 8 B H L N bytes of mass, which mostly stay in
-// L2/L3. Bound by: memory for one row (2944 x 32 x 128 float32 is 48 MB: 2.7 ms at 18 GB/s), FMA from about 16 rows on. Workspace: at most
-// about the size of the key tensor. NaN logits make their row NaN; a row that sees nothing is 0 with lse -inf.
+// attention_scores on the CPU: query [B, H, L, D], key [B, Hkv, N, D] (float32, float16, bfloat16) -> scores [B, H or 1, L or 1, R]
+// float32, lse [B, H, L].
+//
+// Algorithm. Rows of L go in passes of layout.pass_rows. A pass is three parallel steps of fixed tasks with a fixed order inside:
+//   1. mass     (b, key head, chunk of <= 256 keys): logits s of the group's rows, their maximum m, mass e = exp(s - m), its sum.
+//   2. factors  (b, h, l): merge the chunks' (m, sum) in order; factor = row weight * exp(m_chunk - m_row) / sum_row.
+//   3. reduce   (b, chunk): out[n] = over heads of over rows of factor * e, in order.
+// Keys are read once a pass and every element takes one exp. With several passes and 8 or more key heads, one task runs all passes of a
+// key head instead. With lse given, mass is exp(s - lse) and step 2 only writes weights. Chunks and passes come from the shape, so
+// any number of threads gives the same bits; so do all instruction levels (core/simd.h).
+//
+// Work: 2 B H L N D flops, B H L N exps; B Hkv N D key bytes a pass, 8 B H L N bytes of mass (in L2/L3); workspace <= about the keys.
+// Bound by memory for one row (2944 x 32 x 128 float32 is 48 MB: 2.7 ms at 18 GB/s), by FMA from about 16 rows on.
+// A NaN logit makes its row NaN. A row that sees nothing is 0, its lse -inf.
 #include "score/score.h"
 #include "score/score_cpu_layout.h"
 #include "score/score_reduce_cpu.h"

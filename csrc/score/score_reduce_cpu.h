@@ -54,17 +54,18 @@ static void add_rows(const Task& t, const Slice& s, int64_t h, int64_t l, int64_
   mass += s.key - t.at.key_begin - s.c * t.at.chunk;
   const float* factor = t.work + t.at.factor + ((s.b * t.at.num_chunks + s.c) * p.H + h) * t.at.pass_rows + l;
   Vec sum[kReduceVecs];
-  const int vecs = static_cast<int>((s.count + kLanes - 1) / kLanes);  // the mass of a chunk is padded to whole vectors
+  const bool whole = s.count == kReduceVecs * kLanes;
   for (int v = 0; v < kReduceVecs; ++v) sum[v] = x[v];
   for (int64_t r = 0; r < rows; ++r, mass += t.at.chunk) {
     const Vec f = splat(factor[r]);
-    if (maximum) {
-      for (int v = 0; v < vecs; ++v) sum[v] = nan_max(sum[v], mul(load(mass + v * kLanes), f));
-    } else if (vecs == kReduceVecs) {
+    if (whole && !maximum) {
 #pragma GCC unroll 4
       for (int v = 0; v < kReduceVecs; ++v) sum[v] = fma(load(mass + v * kLanes), f, sum[v]);
-    } else {
-      for (int v = 0; v < vecs; ++v) sum[v] = fma(load(mass + v * kLanes), f, sum[v]);
+      continue;
+    }
+    for (int v = 0; v < kReduceVecs; ++v) {
+      const Vec e = load_n(mass + v * kLanes, s.count - v * kLanes);  // what lies beyond may belong to another task
+      sum[v] = maximum ? nan_max(sum[v], mul(e, f)) : fma(e, f, sum[v]);
     }
   }
   for (int v = 0; v < kReduceVecs; ++v) x[v] = sum[v];

@@ -1,7 +1,6 @@
 // Dot products of score_cpu: raw q.k of all rows of a group against one chunk of keys. Two forms, chosen by the number of rows.
 //   few rows:  16 keys at a time, lanes run over D, one transposed tree sum; keys are read once, straight from memory.
-//   more rows: 16 (AVX-512: 32) keys are transposed into a panel in L1 once, then register tiles of rows x keys run over it; lanes are
-//   keys.
+//   more rows: 16 (AVX-512: 32) keys are transposed into a panel in L1, then register tiles of rows x keys run over it, lanes are keys.
 // In the second form a logit is one chain of fused multiply-adds over d, so the tile's shape (which differs by level) cannot change a bit.
 #pragma once
 

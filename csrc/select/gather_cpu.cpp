@@ -1,9 +1,11 @@
-// gather_tokens on the CPU: tensors[t] [B, N, M, W bytes] strided, index [B, K] -> [B, K, M, W] contiguous; -1 gives zeros. And its
-// backward. Algorithm: every tensor is cut into blocks of rows of about 64 KB; one parallel loop over the blocks of all tensors copies
-// rows. Bytes: 2 B K M W a tensor (640 x 4096 floats of 2880: 21 MB); no flops. Bound by memory (L3 for small outputs). Rows of 1 to 16
-// bytes (masks, position ids) go through typed loops, all others through memcpy: measured on Zen 5 against AVX2, AVX-512 and streaming
-// stores at 144 x 16 KB, 640 x 16 KB and 3136 x 14 KB it was within 8% of the best each time, so there is no vector code here.
-// Deterministic; indices are checked before anything is written.
+// gather_tokens on the CPU: tensors[t] [B, N, M, W bytes] strided, index [B, K] -> [B, K, M, W] contiguous, -1 gives zeros; and its
+// backward, scatter_rows.
+//
+// Algorithm: every tensor is cut into blocks of rows of about 64 KB; one parallel loop over the blocks of all tensors copies rows.
+// Bytes: 2 B K M W a tensor (640 x 4096 floats of 2880: 21 MB); no flops. Bound by memory (L3 for small outputs).
+// Rows of 1 to 16 bytes (masks, position ids) go through typed loops, all others through memcpy: on Zen 5 it was within 10% of the best
+// of AVX2, AVX-512 and streaming stores at 144 x 16 KB, 640 x 16 KB and 3136 x 14 KB rows, so there is no vector code here.
+// Deterministic. Indices are checked before anything is written.
 #include <cstring>
 
 #include "core/simd.h"

@@ -1,11 +1,13 @@
 // select_topk on the CPU: scores [B, N] (float32, float16, bfloat16) -> index [B, prefix + K + suffix] int64, padded with -1 at the end.
-// Algorithm, one row at a time: scores -> ordered int32 keys (the order of core/order.h), then bisection on the key's value with vector
-// counts until exactly k keys lie above (or one value is left, whose first few tokens fill up). Once under a quarter of the keys can still
-// hold the threshold they are packed together, so the whole search reads about 3 N keys, at most 32 N. Then one ordered packing pass.
-// Order by score: the k positions (ascending) go through a stable radix sort on the key, so ties stay lowest index first.
-// Bytes: N * dtype + 8 K; work about 6 vector passes over N keys in L1/L2 (50k keys: 200 KB). Bound by instructions, not memory:
-// one thread a row, rows in parallel. Tie rule: larger score, then lower index; NaN below -inf; -0.0 == +0.0. Exact on every level.
+//
+// Algorithm, one row at a time: scores -> ordered int32 keys (the order of core/order.h); bisection on the value of a key with vector
+// counts, until exactly k keys lie above it or one value is left, whose first tokens fill up; one ordered packing pass. Once under a
+// quarter of the keys can still hold the threshold they are packed together, so the search reads about 3 N keys, never more than 32 N.
+// Order by score: the k ascending positions go through a stable radix sort on the key, so ties stay lowest index first.
 // always_keep: its tokens get the largest key; if there are k or more of them, they compete by score among themselves.
+//
+// Bytes: N * dtype + 8 K; about 6 vector passes over keys in L1 or L2 (50k keys: 200 KB). Bound by instructions: one thread a row.
+// Tie rule: larger score, then lower index; NaN below -inf; -0.0 == +0.0. Exact, the same on every level.
 #include "core/order.h"
 #include "select/topk_cpu_layout.h"
 #include "select/topk_lanes_cpu.h"

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from kernels import test_topk_cuda as topk
 from kernels.score_reference import MAX, MEAN, NONE, RANGE, SUM, Case
 from kernels.score_reference import check as check_score
