@@ -15,9 +15,8 @@
 //   need the room. One exp a logit (94k at the shape above, 0.03 us of the MUFU), so expf (2 ulp) rather than ex2.approx.
 // Deterministic: every sum has a fixed order (lanes, warps, chunks, rows, heads); no atomics but the arrival counters of the last block.
 // Error: float32 dot products and sums; scores within 2e-5 relative of float64 (tests/kernels).
-// Limits: D <= 256; N and H / Hkv * L below 2^31. More than 64 rows of a group: passes, K again from L2. Workspace: B Hkv R floats; Hkv x
-// the
-//   output where rows are kept and heads reduced; kSplit adds 8 B H L chunks bytes.
+// Limits: D <= 256; N and H / Hkv * L below 2^31. More than 64 rows of a group: passes, K again from L2. Workspace: B Hkv R floats;
+//   Hkv x the output where rows are kept and heads reduced; kSplit adds 8 B H L chunks bytes.
 #pragma once
 
 #include "score/score_dots.cuh"
