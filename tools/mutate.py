@@ -54,16 +54,26 @@ class Mutant:
         return f"{self.path}:{self.line}: {change}"
 
 
+def picks_one_of_two(code: str, comparison: re.Match[str]) -> bool:
+    """Whether this is the comparison of `a < b ? a : b`: both are the same where they are equal, so no shift changes anything."""
+    rest = re.match(r"(.+?) \? (.+?) : (.+)", code[comparison.end() :])
+    if rest is None:
+        return False
+    right, first, second = (re.sub(r"static_cast<\w+>\(([^()]*)\)", r"\1", part) for part in rest.groups())
+    return code[: comparison.start()].endswith(first) and second.startswith(right)
+
+
 def find_mutants(path: Path) -> list[Mutant]:
     """Every place of a kernel file that a mutation applies to."""
     mutants = []
     name = str(path.relative_to(ROOT))
     for number, text in enumerate(path.read_text().splitlines(), 1):
-        code = text.split("//")[0]
+        code = re.sub(r'"[^"]*"', lambda m: '"' * len(m[0]), text).split("//")[0]  # no mutants in strings and comments
         if re.match(r"\s*(#|template\b|static_assert|using\b)", code):
             continue
         found = [(m.span(), ";", "sync") for m in DROPS.finditer(code)]
-        found += [(m.span(), f" {SHIFTED[m[1]]} ", "bound") for m in COMPARISON.finditer(code)]
+        shifts = [m for m in COMPARISON.finditer(code) if not picks_one_of_two(code, m)]
+        found += [(m.span(), f" {SHIFTED[m[1]]} ", "bound") for m in shifts]
         found += [(m.span(), f" {m[1]} 0", "bound") for m in OFFSET.finditer(code)]
         mutants += [Mutant(name, number, text, *span, replacement, kind) for span, replacement, kind in sorted(found)]
     return mutants
