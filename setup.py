@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -37,7 +38,8 @@ class CMakeBuild(build_ext):
         jobs = os.environ.get("TOKENSIEVE_JOBS") or str(os.cpu_count() or 1)
         subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *cmake_arguments(package)], check=True)
         subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
-        if not (package / "_C_cuda.so").exists():
+        if json.loads((package / "_build_info.json").read_text())["cuda"] is None:
+            (package / "_C_cuda.so").unlink(missing_ok=True)  # of an earlier build in the same folder, with nvcc
             print("tokensieve: built the CPU library only (no nvcc found, or TOKENSIEVE_WITH_CUDA=OFF)", file=sys.stderr)
 
     def get_outputs(self) -> list[str]:

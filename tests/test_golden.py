@@ -79,6 +79,6 @@ def test_golden_summary(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.skip(f"no golden vectors in {FOLDER}: set TOKENSIEVE_GOLDEN to a folder of them")
     sets = sorted({set_of(stem) for stem in LATER})
     with capsys.disabled():
-        print(f"\ngolden vectors in {FOLDER.name}: {len(BUILT)} run, {len(LATER)} of {len(sets)} sets not built yet")
+        print(f"\ngolden vectors in {FOLDER.name}: {len(BUILT)} run, {len(LATER)} of {len(sets)} later sets have no adapter yet")
     assert not set(ADAPTERS) & NOT_BUILT_YET
     assert BUILT, f"no vector in {FOLDER} has an adapter"

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 
 #include "bind/ops.h"
 
@@ -41,9 +42,17 @@ void torch_threads(int64_t begin, int64_t end, int64_t grain, ParallelBody body,
   torch::stable::parallel_for(begin, end, grain, [&](int64_t from, int64_t to) { body(context, from, to); });
 }
 
-// Scratch memory of one call, from torch's allocator.
+// Scratch memory of one call. Small ones live in a block that the calling thread keeps (an allocation is 0.4 of a call's 2 us; an op does
+// not call another op, so nobody else uses it meanwhile), larger ones come from torch's allocator.
 void* scratch(const Tensor& like, int64_t bytes, Tensor& keep) {
-  if (bytes == 0) return nullptr;
+  struct alignas(64) Block {
+    unsigned char bytes[256 << 10];
+  };
+  if (bytes <= static_cast<int64_t>(sizeof(Block))) {
+    static thread_local std::unique_ptr<Block> block;
+    if (!block) block.reset(new Block);
+    return block->bytes;
+  }
   keep = allocate_like(like, {bytes}, aoti_torch_dtype_uint8());
   return keep.mutable_data_ptr();
 }

@@ -27,8 +27,8 @@ def facts() -> dict[str, Any]:
     """The facts behind `tokensieve info`, as plain values.
 
     Returns:
-        version, python, torch, platform, cpu_level, cpu_levels, cpu_levels_built, threads, compiler, torch_abi, cuda_loaded, cuda_error
-        (None where the CUDA library works), cuda_built (None or {"nvcc", "archs"}), gpus ([{"name", "arch"}]).
+        version, python, torch, platform, folder, cpu_level, cpu_levels, cpu_levels_built, threads, compiler, torch_abi, cuda_loaded,
+        cuda_error (None where the CUDA library works), cuda_built (None or {"nvcc", "archs"}), gpus ([{"name", "arch"}]).
 
     Example:
         >>> facts()["cpu_level"] in facts()["cpu_levels"]

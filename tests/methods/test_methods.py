@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from typing import Any
 
 import pytest
@@ -254,3 +256,30 @@ def test_crop_grid_agrees_with_transformers() -> None:
     for width, height in torch.randint(50, 1500, (200, 2), generator=generator).tolist():
         best = processing.select_best_resolution((height, width), [(h, w) for w, h in points])
         assert crop_grid((width, height), points, 336) == (best[1] // 336, best[0] // 336)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_methods_copy_and_pickle(name: str) -> None:
+    method = METHODS[name]()
+    assert copy.deepcopy(method) == method
+    assert pickle.loads(pickle.dumps(method)) == method
+    assert {method: 1}[METHODS[name]()] == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        (lambda: FastV(layer=1.5), "FastV: layer must be an int, got 1.5"),  # would drop nothing in silence
+        (lambda: FastV(count="72"), "FastV: count must be an int, got '72'"),
+        (lambda: FastV(ratio="half"), "FastV: ratio must be a number, got 'half'"),
+        (lambda: PyramidDrop(layers=(8.5,), keep=(0.5,)), r"PyramidDrop: layers\[0\] must be an int, got 8.5"),
+        (lambda: PyramidDrop(layers=8), "PyramidDrop: layers must be a sequence, one value a stage, got 8"),
+        (lambda: PyramidDrop(layers=(8,), keep=("a",)), r"PyramidDrop: keep\[0\] must be a number, got 'a'"),
+        (lambda: PyramidDrop(max_length=9.5), "PyramidDrop: max_length must be an int, got 9.5"),
+        (lambda: FasterVLM(tokens=14.5), "FasterVLM: tokens must be an int, got 14.5"),
+        (lambda: get_method(5), "methods: name must be a str, got 5"),
+    ],
+)
+def test_fields_of_the_wrong_type(make: Any, rule: str) -> None:
+    with pytest.raises(TypeError, match=f"^tokensieve.{rule}$"):
+        make()

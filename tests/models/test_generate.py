@@ -157,3 +157,37 @@ def test_adjacent_images_are_told_apart() -> None:
         model(input_ids=ids, pixel_values=tiny.pixels(2))
     assert [len(image) for image in run.kept[0][0]] == [5, 5]
     assert all(int(image.max()) < 16 for image in run.kept[0][0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_pictures_of_different_sizes_in_one_batch_equal_each_alone(method: Any) -> None:
+    """Any resolution: 34 and 88 image tokens, so crops, budgets and padding all differ."""
+    model, first = tiny.llava_next(), tiny.next_inputs()
+    generator = torch.Generator().manual_seed(6)
+    ids = tiny.prompt(4, 88, 6, seed=3)  # a 31 x 31 picture: a thumbnail and 2 x 2 crops, 16 + 8 * (8 + 1) tokens
+    second = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    second |= {"pixel_values": torch.randn(1, 5, 3, 16, 16, generator=generator), "image_sizes": torch.tensor([[31, 31]])}
+    both: dict[str, torch.Tensor] = dict(zip(("input_ids", "attention_mask"), tiny.pad([first["input_ids"], ids], "left")))
+    crops = torch.nn.functional.pad(first["pixel_values"], (0, 0, 0, 0, 0, 0, 0, 2))
+    both |= {"pixel_values": torch.cat([crops, second["pixel_values"]])}
+    both |= {"image_sizes": torch.cat([first["image_sizes"], second["image_sizes"]])}
+    with sieve(model, method) as run:
+        batch = model.generate(**both, max_new_tokens=5, do_sample=False)
+        kept = run.kept[-1]
+        for b, inputs in enumerate((first, second)):
+            alone = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+            assert batch[b, -5:].tolist() == alone[0, -5:].tolist()
+            assert [image.tolist() for image in kept[b]] == [image.tolist() for image in run.kept[-1][0]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_under_autocast_and_inference_mode(method: Any) -> None:
+    model, x = tiny.llava(), llava_inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16), sieve(model, method):
+        assert model(**x).logits.dtype == torch.bfloat16
+    with sieve(model, method):
+        wanted = model.generate(**x, max_new_tokens=3, do_sample=False)
+        with torch.inference_mode():
+            assert torch.equal(model.generate(**x, max_new_tokens=3, do_sample=False), wanted)

@@ -224,3 +224,83 @@ def test_layers_of_a_gpu_prefill_never_wait_for_the_host(cuda: str, method: Any)
                 handle.remove()
         assert torch.equal(logits, wanted)
         assert all(seconds > 0 for seconds in run.report.prune_seconds)
+
+
+@pytest.mark.parametrize(
+    "spans", ["ab", 7, torch.tensor([[4, 24]]), [4, 24], (4, 24), [(4, 24, 1)], [(4.0, 24.0)], [(-4, 24)], [(4, -2)], [(4, 10), (8, 10)]]
+)
+def test_bad_spans(spans: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^tokensieve.sieve: spans must be \(start, length\) pairs of ints"):
+        sieve(tiny.llama(), PYRAMID, spans=spans)
+
+
+@torch.no_grad()
+def test_more_bad_calls_say_what_is_wrong() -> None:
+    model, ids = tiny.llama(), tiny.prompt(4, 24, 6)
+    with pytest.raises(TypeError, match=r"image_mask must be a torch\.Tensor, got list"):
+        sieve(model, PYRAMID, image_mask=[[True]])  # type: ignore[arg-type]
+    with sieve(model, PYRAMID, spans=[(4, 24)]) as run:
+        with pytest.raises(RuntimeError, match="no prompt with image tokens"):
+            run.overlay(None, grid=(4, 6))
+        with pytest.raises(ValueError, match=r"attention_mask must be \(B=1, S=34\), got \(1, 10\)"):
+            model(ids, attention_mask=torch.ones(1, 10))
+        with pytest.raises(ValueError, match=r"input_ids must hold at least one sample and one token, got \(0, 34\)"):
+            model(ids[:0])
+        model(ids)
+        with pytest.raises(ValueError, match="overlay's stage must be below 3, got 3"):
+            run.overlay(None, stage=3, grid=(4, 6))
+    with sieve(model, FastV(ratio=1.0), spans=[(0, 34)]), pytest.raises(ValueError, match="a prompt must keep at least one token"):
+        model(ids)
+
+
+def test_compiled_models_are_refused() -> None:
+    """Code compiled before does not run the sieve's hooks: it would keep every token in silence."""
+    model = tiny.llama()
+    with pytest.raises(TypeError, match=r"got OptimizedModule; it is compiled: sieve the model itself"):
+        sieve(torch.compile(model, backend="eager"), FastV(), spans=[(4, 24)])
+    model.model.layers[0].mlp.compile(backend="eager")
+    with pytest.raises(RuntimeError, match="model must not be compiled, got a compiled LlamaMLP"), sieve(model, FastV(), spans=[(4, 24)]):
+        pass
+    assert not model.model._forward_pre_hooks
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_generate_stopped_in_the_middle_leaves_the_model_as_before(method: Any) -> None:
+    model, x = tiny.llava(), llava_inputs()
+    wanted = model(**x).logits
+
+    class Stop(transformers.StoppingCriteria):
+        def __call__(self, ids: torch.Tensor, *_: Any, **__: Any) -> Any:
+            if ids.shape[1] > x["input_ids"].shape[1] + 2:
+                raise KeyError("stopped")
+            return torch.zeros(1, dtype=torch.bool)
+
+    with pytest.raises(KeyError, match="stopped"), sieve(model, method):
+        model.generate(**x, max_new_tokens=6, do_sample=False, stopping_criteria=[Stop()])
+    assert torch.equal(model(**x).logits, wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_hidden_states_and_attentions_can_be_asked_for(method: Any) -> None:
+    model, x = tiny.llava("eager"), llava_inputs()
+    with sieve(model, method) as run:
+        out = model(**x, output_hidden_states=True, output_attentions=True)
+        tokens = run.report.tokens
+    sizes = (26,) * 5 if getattr(method, "masking", False) else tokens
+    assert tuple(attention.shape[-1] for attention in out.attentions) == sizes
+    assert out.hidden_states[-1].shape[1] == out.logits.shape[1] == sizes[-1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_position_ids_of_the_caller_are_used(method: Any) -> None:
+    """RoPE is relative, so shifted positions give the same logits, and only rounding tells them apart."""
+    model, x = tiny.llava(), llava_inputs()
+    with sieve(model, method):
+        plain = model(**x).logits
+        given = model(**x, position_ids=torch.arange(26)[None]).logits
+        shifted = model(**x, position_ids=torch.arange(26)[None] + 7).logits
+    assert torch.equal(plain, given)
+    torch.testing.assert_close(shifted, plain, rtol=1e-4, atol=1e-4)

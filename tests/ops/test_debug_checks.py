@@ -95,3 +95,11 @@ def test_debug_checks_environment_variable(run_python: Callable[..., Any]) -> No
         done = run_python(code, TOKENSIEVE_DEBUG=value)
         assert (done.returncode != 0) is fails, done.stderr
         assert ("scores must hold no NaN" in done.stderr) is fails
+
+
+def test_debug_checks_skip_what_has_no_values() -> None:
+    with ts.debug_checks():
+        assert ts.select_topk(torch.empty(2, 5, device="meta"), 2).shape == (2, 2)
+        assert ts.gather_tokens(X.to("meta"), torch.zeros(2, 2, dtype=torch.int64, device="meta")).shape == (2, 2, 3)
+        compiled = torch.compile(lambda x: ts.gather_tokens(X, ts.select_topk(x, 2)), fullgraph=True, backend="aot_eager")
+        assert compiled(torch.randn(2, 6)).shape == (2, 2, 3)

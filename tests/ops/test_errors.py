@@ -45,6 +45,12 @@ ROWS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "key rank": (scores(key=K[0]), ValueError, r"attention_scores: key must be \(B, Hkv, N, D\), got shape \(2, 10, 8\)"),
     "query numpy": (scores(np.zeros((2, 4, 3, 8))), TypeError, r"attention_scores: query must be a torch.Tensor, got ndarray"),
     "key list": (scores(key=[[1.0]]), TypeError, r"attention_scores: key must be a torch.Tensor, got list"),
+    "query sparse": (scores(Q.to_sparse()), ValueError, r"attention_scores: query must be a dense \(strided\) tensor, got sparse_coo"),
+    "scores nested": (
+        lambda: ts.select_topk(torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)], layout=torch.jagged), 1),
+        ValueError,
+        r"select_topk: scores must be a dense \(strided\) tensor, got a nested tensor",
+    ),
     "query None": (scores(None), TypeError, r"attention_scores: query must be a torch.Tensor, got NoneType"),
     "query dtype": (scores(Q.double()), TypeError, r"attention_scores: query must be float32 or float16 or bfloat16, got float64"),
     "query int": (scores(Q.int(), K.int()), TypeError, r"attention_scores: query must be float32 .*, got int32"),

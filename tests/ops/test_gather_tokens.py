@@ -232,3 +232,29 @@ def test_gather_tokens_large_rows_on_any_thread_count() -> None:
             assert_equal(ts.gather_tokens(x, index), want, f"{count} threads")
     finally:
         torch.set_num_threads(threads)
+
+
+def test_gather_tokens_out_tells_autograd_that_it_wrote() -> None:
+    """A tensor that a backward pass still needs was overwritten: an error, not a wrong gradient."""
+    leaf = torch.ones(1, 2, 3, requires_grad=True)
+    saved = leaf.exp()
+    loss = (saved * saved).sum()
+    ts.gather_tokens_out([torch.zeros(1, 4, 3)], torch.tensor([[0, 1]]), [saved.detach()])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with torch.inference_mode():  # has no version to count
+        out = torch.empty(1, 2, 3)
+        ts.gather_tokens_out([torch.zeros(1, 4, 3)], torch.tensor([[0, 1]]), [out])
+    assert not out.any()
+
+
+def test_forward_mode_tangents_are_refused() -> None:
+    """torch would drop them in silence and give zero derivatives."""
+    x, index = torch.randn(1, 4, 3), torch.tensor([[0, 2]])
+    with pytest.raises(ValueError, match=r"tokensieve\.gather_tokens: tensors must carry no forward-mode tangent"):
+        torch.func.jvp(lambda t: ts.gather_tokens(t, index), (x,), (torch.ones_like(x),))
+    query, key = torch.randn(1, 1, 1, 4), torch.randn(1, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"tokensieve\.prune_tokens: tensors must carry no forward-mode tangent"):
+        torch.func.jvp(lambda t: ts.prune_tokens(query, key, [t], 2).tensors[0], (x,), (torch.ones_like(x),))
+    doubled, tangent = torch.func.jvp(lambda t: ts.gather_tokens(x, index) + 2 * t[:, :2], (x,), (torch.ones_like(x),))
+    assert doubled.shape == tangent.shape == (1, 2, 3)  # a tensor without a tangent is no problem

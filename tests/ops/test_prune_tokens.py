@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -132,3 +133,13 @@ def test_prune_tokens_is_deterministic(device: str) -> None:
         assert_equal(again.scores, first.scores)
         for a, b in zip(again.tensors, first.tensors, strict=True):
             assert_equal(a, b)
+
+
+def test_calls_from_several_python_threads_agree() -> None:
+    query, key, hidden = torch.randn(2, 4, 1, 16), torch.randn(2, 2, 300, 16), torch.randn(2, 300, 64)
+    want = ts.prune_tokens(query, key, [hidden], 40)
+    with ThreadPoolExecutor(8) as pool:
+        for got in pool.map(lambda _: ts.prune_tokens(query, key, [hidden], 40), range(64)):
+            assert torch.equal(got.index, want.index)
+            assert torch.equal(got.scores, want.scores)
+            assert torch.equal(got.tensors[0], want.tensors[0])

@@ -58,6 +58,20 @@ class EncoderMethod(Method):
         raise NotImplementedError
 
 
+def require_ints(owner: object, **fields: object) -> None:
+    """Raises TypeError for a hyperparameter that counts something and is not an int: 1.5 layers would drop nothing in silence."""
+    for name, value in fields.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"tokensieve.{type(owner).__name__}: {name} must be an int, got {value!r}")
+
+
+def require_numbers(owner: object, **fields: object) -> None:
+    """Raises TypeError for a hyperparameter that is a share and is not a number."""
+    for name, value in fields.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise TypeError(f"tokensieve.{type(owner).__name__}: {name} must be a number, got {value!r}")
+
+
 def require(condition: bool, owner: object, rule: str, got: object) -> None:
     """Raises ValueError in the package's form unless the condition holds."""
     if not condition:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .base import EncoderMethod, require
+from .base import EncoderMethod, require, require_ints
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class FasterVLM(EncoderMethod):
     keep_newlines: bool = False
 
     def __post_init__(self) -> None:
+        require_ints(self, tokens=self.tokens)
         require(self.tokens >= 0, self, "tokens must be 0 or more", self.tokens)
 
     def keep_count(self, candidates: int) -> int:

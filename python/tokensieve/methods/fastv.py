@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import DecoderMethod, Stage, require
+from .base import DecoderMethod, Stage, require, require_ints, require_numbers
 from .step import Pruned, prune_span
 
 
@@ -50,6 +50,8 @@ class FastV(DecoderMethod):
     normalize: str = "row"
 
     def __post_init__(self) -> None:
+        require_ints(self, layer=self.layer, **({} if self.count is None else {"count": self.count}))
+        require_numbers(self, ratio=self.ratio)
         require(self.layer >= 1, self, "layer must be 1 or more, because layer - 1 ranks the tokens", self.layer)
         require(0 <= self.ratio <= 1, self, "ratio must be in [0, 1]", self.ratio)
         require(self.budget in ("round", "floor"), self, "budget must be 'round' or 'floor'", self.budget)

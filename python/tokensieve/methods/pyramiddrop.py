@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .base import DecoderMethod, Stage, require
+from .base import DecoderMethod, Stage, require, require_ints, require_numbers
 from .step import IGNORE, on_device, prune_ragged, prune_span
 
 
@@ -48,8 +48,14 @@ class PyramidDrop(DecoderMethod):
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
-        object.__setattr__(self, "keep", tuple(self.keep))
+        for name in ("layers", "keep"):
+            values: Any = getattr(self, name)
+            if isinstance(values, str) or not isinstance(values, Iterable):
+                raise TypeError(f"tokensieve.PyramidDrop: {name} must be a sequence, one value a stage, got {values!r}")
+            object.__setattr__(self, name, tuple(values))
+        require_ints(self, **{f"layers[{i}]": layer for i, layer in enumerate(self.layers)})
+        require_numbers(self, **{f"keep[{i}]": share for i, share in enumerate(self.keep)})
+        require_ints(self, **({} if self.max_length is None else {"max_length": self.max_length}))
         require(len(self.layers) > 0 and min(self.layers) >= 1, self, "layers must be 1 or more", self.layers)
         require(list(self.layers) == sorted(set(self.layers)), self, "layers must increase", self.layers)
         require(len(self.keep) == len(self.layers), self, f"keep must have one share for each of {len(self.layers)} layers", self.keep)

@@ -26,6 +26,7 @@ def get_method(name: str) -> type[Method]:
     """The method of that name, in any case.
 
     Raises:
+        TypeError: name is no string.
         ValueError: an unknown name; the message has the nearest one.
 
     Example:
@@ -35,6 +36,8 @@ def get_method(name: str) -> type[Method]:
         Traceback (most recent call last):
         ValueError: tokensieve.methods: unknown method 'FastVML'; did you mean 'FastV'? There are: PyramidDrop, FastV, FasterVLM
     """
+    if not isinstance(name, str):
+        raise TypeError(f"tokensieve.methods: name must be a str, got {name!r}")
     by_key = {key.lower(): method for key, method in METHODS.items()}
     if name.lower() in by_key:
         return by_key[name.lower()]

@@ -27,7 +27,10 @@ def sieve(model: Any, method: Method, *, image_mask: Tensor | None = None, spans
     Raises:
         TypeError: a model or method that is not supported; the message says what is.
         ValueError: a method that does not fit the model's depth.
-        RuntimeError: on entering twice, or inside another sieve of the same model.
+        RuntimeError: on entering twice, inside another sieve of the same model, or with a model whose modules are compiled.
+
+    The hooks belong to the model, so one thread at a time may run it. Assisted and prompt-lookup decoding work, but their first call
+    already carries guessed tokens, the last of which ranks, so they may keep other tokens than greedy decoding does.
 
     A pruned cache holds a different number of tokens in each layer: continue it only inside a sieve with the same method. All images of a
     prompt share one budget. Outputs are shorter than inputs: logits[:, -1] is the last token for unpadded and left-padded prompts.

@@ -111,8 +111,13 @@ class DecoderSieve:
         state = CacheState.of(cache, self.starts, padding)
         name = "input_ids" if kwargs.get("inputs_embeds") is None else "inputs_embeds"
         size = kwargs[name].shape[1]
+        if 0 in kwargs[name].shape[:2]:
+            raise ValueError(f"tokensieve.sieve: {name} must hold at least one sample and one token, got {tuple(kwargs[name].shape)}")
         if self.starts[0] == 0 and state.groups[1].diverged:
             size = self._cut_again(kwargs, name, state, size)
+        if padding is not None and (padding.shape[0] != kwargs[name].shape[0] or padding.shape[1] < size):
+            expected = f"(B={kwargs[name].shape[0]}, S={state.seen + size})"
+            raise ValueError(f"tokensieve.sieve: attention_mask must be {expected}, got {tuple(padding.shape)}")
         mask = self.images.mask(kwargs[name].shape[0], state.seen, size, kwargs[name].device)
         self.call = Call(padding, mask if mask is None else mask[:, -size:], state)
         return (), kwargs

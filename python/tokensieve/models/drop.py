@@ -152,6 +152,8 @@ def _extras(method: DecoderMethod, chunk: Chunk) -> dict[str, Tensor]:
 
 def _shorter(chunk: Chunk, index: Tensor, gathered: dict[str, Tensor], images: list[int], lengths: Sequence[int], uniform: bool) -> Chunk:
     """The layout after a step; positions are the gathered ones, or stale for the caller to renumber."""
+    if index.shape[1] == 0:
+        raise ValueError("tokensieve.sieve: a prompt must keep at least one token, got image tokens alone and a method that keeps none")
     size, full = index.shape[1], min(lengths) == index.shape[1]
     pads = None if full else index < 0
     origin = gathered["columns"] if pads is None else gathered["columns"].masked_fill(pads, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -29,12 +30,11 @@ class ImageSource:
         """Takes the caller's word: a (B, S) bool mask, or (start, length) spans for all samples or a list of them for each."""
         if image_mask is not None and spans is not None:
             raise ValueError("tokensieve.sieve: give image_mask or spans, not both")
+        if image_mask is not None and not isinstance(image_mask, Tensor):
+            raise TypeError(f"tokensieve.sieve: image_mask must be a torch.Tensor, got {type(image_mask).__name__}")
         if image_mask is not None and (image_mask.dtype != torch.bool or image_mask.dim() != 2):
             raise ValueError(f"tokensieve.sieve: image_mask must be (B, S) bool, got {tuple(image_mask.shape)} {image_mask.dtype}")
-        self.given, self.spans = image_mask, None
-        if spans is not None:
-            shared = all(isinstance(span[0], int) for span in spans if len(span)) if len(spans) else True
-            self.spans = [list(spans)] if shared else [list(sample) for sample in spans]
+        self.given, self.spans = image_mask, None if spans is None else _read_spans(spans)
 
     def hooks(self) -> list[Any]:
         """Hooks on the multimodal model, which sees the placeholders."""
@@ -89,3 +89,31 @@ class ImageSource:
         if batch % mask.shape[0]:
             raise ValueError(f"tokensieve.sieve: images were given for {mask.shape[0]} samples, got a batch of {batch}")
         return mask.repeat_interleave(batch // mask.shape[0], 0)  # beams and several returned sequences repeat each sample
+
+
+def _read_spans(spans: Any) -> list[list[Span]]:
+    """The spans of each sample, or of all samples in one list."""
+    rule = "spans must be (start, length) pairs of ints from 0 on that do not overlap, for all samples or a list of them for each"
+    wrong = TypeError(f"tokensieve.sieve: {rule}, got {spans!r}")
+    if isinstance(spans, (str, dict, Tensor)) or not isinstance(spans, Sequence):
+        raise wrong
+    samples = spans if any(_is_sample(entry) for entry in spans) else [spans]
+    result = []
+    for sample in samples:
+        if not _is_sample(sample):
+            raise wrong
+        pairs = [(int(start), int(length)) for start, length in sample]
+        ends = [0, *(start + length for start, length in sorted(pairs))]
+        if any(length < 0 or start < end for (start, length), end in zip(sorted(pairs), ends)):
+            raise ValueError(f"tokensieve.sieve: {rule}, got {spans!r}")
+        result.append(pairs)
+    return result
+
+
+def _is_sample(entry: Any) -> bool:
+    """Whether it is a sequence of (start, length) pairs."""
+    return isinstance(entry, Sequence) and not isinstance(entry, str) and all(_is_pair(part) for part in entry)
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, Sequence) and len(entry) == 2 and all(isinstance(n, Integral) for n in entry)

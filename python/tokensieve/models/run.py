@@ -71,6 +71,9 @@ class SieveRun:
             self._state = "finished"
 
     def _attach(self) -> None:
+        compiled = [type(module).__name__ for module in self._parts.model.modules() if module._compiled_call_impl is not None]
+        if compiled:  # code that was compiled before runs without our hooks: every token would stay, in silence
+            raise RuntimeError(f"tokensieve.sieve: model must not be compiled, got a compiled {compiled[0]}")
         self._handles += self._decoder.hooks() + self._images.hooks()
         if self._vision is not None:
             self._handles += self._vision.hooks()
@@ -198,12 +201,22 @@ class SieveRun:
         """
         from .. import viz
 
-        kept = self.kept[stage][sample][image_index]
+        kept = self._kept_of(sample, image_index, stage)
         if grid is None:
             if self._vision is None:
                 raise ValueError("tokensieve.sieve: overlay needs grid=(rows, columns) for a model without a vision encoder")
             grid, kept = self._grid(kept, sample, image_index)
         return viz.overlay(image, kept, grid)
+
+    def _kept_of(self, sample: int, image_index: int, stage: int) -> Tensor:
+        if not self._decoder.prompt.lengths:
+            raise RuntimeError("tokensieve.sieve: no prompt with image tokens has run yet")
+        part: Any = self.kept
+        for name, wanted in (("stage", stage), ("sample", sample), ("image_index", image_index)):
+            if not -len(part) <= wanted < len(part):
+                raise ValueError(f"tokensieve.sieve: overlay's {name} must be below {len(part)}, got {wanted}")
+            part = part[wanted]
+        return part
 
     def _grid(self, kept: Tensor, sample: int, image_index: int) -> tuple[tuple[int, int], Tensor]:
         assert self._vision is not None

@@ -13,7 +13,7 @@ try:
     from transformers.models.llava_next.modeling_llava_next import LlavaNextForConditionalGeneration, LlavaNextModel
     from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM, Qwen2Model
 except ImportError as error:
-    raise ImportError(f"tokensieve.models needs transformers >= 5.20 (pip install 'tokensieve[models]'): {error}") from error
+    raise ImportError(f"tokensieve.models needs transformers >= 5.23 (pip install 'tokensieve[models]'): {error}") from error
 
 DECODERS: tuple[Any, ...] = (LlamaModel, Qwen2Model)
 HEADED_DECODERS: tuple[Any, ...] = (LlamaForCausalLM, Qwen2ForCausalLM)
@@ -60,9 +60,10 @@ def find_parts(model: Any) -> Parts:
         parts = Parts(model, model)
     if not isinstance(parts.decoder, DECODERS):
         inside = "" if parts.decoder is model else f" with a {type(parts.decoder).__name__} inside"
+        hint = "; it is compiled: sieve the model itself, uncompiled" if hasattr(model, "_orig_mod") else ""
         raise TypeError(
             f"tokensieve.sieve: model must be one of {', '.join(c.__name__ for c in SUPPORTED)} (decoders inside: "
-            f"{', '.join(c.__name__ for c in DECODERS)}), got {type(model).__name__}{inside}"
+            f"{', '.join(c.__name__ for c in DECODERS)}), got {type(model).__name__}{inside}{hint}"
         )
     sliding = {kind for kind in getattr(parts.decoder.config, "layer_types", None) or () if kind != "full_attention"}
     if sliding:

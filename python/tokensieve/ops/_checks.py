@@ -44,6 +44,9 @@ def tensor(op: str, name: str, value: Any, rank: int | None = None, layout: str 
     """`value` is a dense tensor of this rank and one of these dtypes, on a device that a loaded library serves."""
     if not isinstance(value, Tensor):
         bad_type(op, f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else str(value.layout).removeprefix("torch.")
+        bad_value(op, f"{name} must be a dense (strided) tensor, got {kind}")
     if dtypes and value.dtype not in dtypes:
         allowed = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         bad_type(op, f"{name} must be {allowed}, got {str(value.dtype).removeprefix('torch.')}")

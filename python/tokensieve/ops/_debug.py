@@ -17,7 +17,8 @@ class debug_checks:
     """Turns the value checks on or off, for good or within a `with` block.
 
     They find NaN scores and wrong per-row k in `select_topk`, and duplicate or out-of-range indices in `gather_tokens`. Each reads
-    data on the host, which stalls a GPU. The environment variable `TOKENSIEVE_DEBUG=1`, read once at import, turns them on from the start.
+    data on the host, which stalls a GPU; meta tensors and code under torch.compile are not checked. The environment variable
+    `TOKENSIEVE_DEBUG=1`, read once at import, turns them on from the start.
 
     Args:
         on: whether the checks run from now on.
@@ -42,6 +43,11 @@ class debug_checks:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         global enabled
         enabled = self._before
+
+
+def readable(t: object) -> bool:
+    """Whether t has values to check: a meta tensor, and one that torch.compile traces, has none."""
+    return isinstance(t, Tensor) and not t.is_meta and not torch.compiler.is_compiling()
 
 
 def _first(mask: Tensor) -> tuple[int, ...]:

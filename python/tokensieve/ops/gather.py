@@ -7,6 +7,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from . import _autograd, _checks, _debug
 from ._checks import explain
@@ -23,7 +24,7 @@ def gather_tokens(tensors: Sequence[Tensor], index: Tensor) -> tuple[Tensor, ...
 
 
 def gather_tokens(tensors: Tensor | Sequence[Tensor], index: Tensor) -> Tensor | tuple[Tensor, ...]:
-    """Rows of one or several tensors by one index list, in one launch.
+    """Rows of one or several tensors by one index list; a launch takes up to 8 tensors.
 
     Args:
         tensors: one (B, N, ...) tensor or a sequence of them, any widths and dtypes. After (B, N) at most one strided axis over contiguous
@@ -49,7 +50,7 @@ def gather_tokens(tensors: Tensor | Sequence[Tensor], index: Tensor) -> Tensor |
     single = isinstance(tensors, Tensor)
     items: Any = [tensors] if single else tensors
     try:
-        if _debug.enabled:
+        if _debug.enabled and _debug.readable(index):
             _debug.indices("gather_tokens", index, items[0].shape[1])
         out = _autograd.call(_op, items, items, index)
     except Exception as error:
@@ -82,9 +83,13 @@ def gather_tokens_out(tensors: Sequence[Tensor], index: Tensor, out: Sequence[Te
         tensor([[[4., 5.]]])
     """
     try:
-        if _debug.enabled:
+        if _debug.enabled and _debug.readable(index):
             _debug.indices("gather_tokens_out", index, tensors[0].shape[1])
         _op_out(tensors, index, out)
+        if not torch.compiler.is_compiling():
+            for t in out:
+                if not t.is_inference():
+                    increment_version(t)  # or autograd would not see that a tensor it saved was overwritten
     except Exception as error:
         explain(error, lambda: _explain_out(tensors, index, out))
 

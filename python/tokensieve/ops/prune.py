@@ -48,7 +48,7 @@ def prune_tokens(
     query_positions: Tensor | None = None,
     keep_outside: bool = True,
 ) -> PruneResult:
-    """Scores the keys of a range, keeps the k best and everything outside, and gathers the tensors: at most two launches on a GPU.
+    """Scores the keys of a range, keeps the k best and everything outside, and gathers the tensors.
 
     Args:
         query: (B, H, L, D), the few rows that rank, as in `attention_scores`.
@@ -66,7 +66,8 @@ def prune_tokens(
         TypeError, ValueError: as the three ops that it equals.
 
     Equals `attention_scores`, `select_topk` and `gather_tokens` in a row, bit for bit; ties go to the lowest position. Differentiable in
-    the tensors; scores carry no gradient.
+    the tensors; scores carry no gradient. On a GPU two launches; one more where the logits do not fit the shared memory of a cluster,
+    and one for every 8 tensors after the first 8.
 
     Source: FastV (arXiv 2403.06764, section 4); PyramidDrop (arXiv 2410.17247, section 3.2).
 
@@ -84,7 +85,7 @@ def prune_tokens(
         out, index, scores = _autograd.call(_op, tensors, query, key, tensors, k, *arguments, keep_outside)
     except Exception as error:
         explain(error, lambda: check_prune(query, key, tensors, k, options, keep_outside))
-    if _debug.enabled:
+    if _debug.enabled and _debug.readable(scores):
         _debug.selection("prune_tokens", scores, None, 0)
     return PruneResult(tuple(out), index, scores)
 

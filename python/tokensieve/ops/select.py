@@ -50,7 +50,7 @@ def select_topk(
         tensor([[2, 1, 3]])
     """
     try:
-        if _debug.enabled:
+        if _debug.enabled and _debug.readable(scores):
             _debug_select(scores, k, max_k)
         if isinstance(k, Tensor):
             return _op(scores, max_k, k.contiguous(), candidates, always_keep, ORDERS[order])
