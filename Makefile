@@ -11,14 +11,14 @@ PY := $(VENV)/bin/python
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: build ## prune a real photo end to end: a table and demo.png
-	$(PY) -m tokensieve demo
+demo: build ## prune a real photo end to end: a table and demo.png; ARGS="--method FastV" goes on to the program
+	PYTHONPATH=python $(PY) -m tokensieve demo $(ARGS)
 
 test: build testing ## all tests that need no GPU
 	$(PY) -m pytest
 
 bench: build ## benchmarks of this machine into bench/results/
-	$(PY) -m bench
+	PYTHONPATH=python $(PY) -m bench $(ARGS)
 
 lint: $(VENV)/ready ## ruff, mypy, clang-format
 	$(PY) -m ruff check .
