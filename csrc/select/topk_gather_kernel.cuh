@@ -1,7 +1,7 @@
 // select_topk + gather_tokens in one launch, without a barrier between blocks.
 //
 // In, out: those of topk_kernel.cuh and gather_kernel.cuh; gather.index is topk.index.
-// Algorithm: every block repeats the selection of its row (the scores come from L2 after the first block; about 2 us) and copies its
+// Algorithm: every block repeats the selection of its row (the scores come from L2 after the first block; estimate: 2 us) and copies its
 //   slice of the output tokens of all tensors. The list never leaves the block: a slot of the slice goes to shared memory, the first block of a row
 //   also writes the index. A grid-wide hand-over would cost 1 to 2 us itself, and blocks that wait for each other may hang.
 // Work: that of both, plus B x slices x N e of L2 reads (four times that for rows above 52k). Floor on H200: 2944 -> 704 x 4096 bf16,

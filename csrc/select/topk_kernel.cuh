@@ -7,11 +7,11 @@
 //   16-bit scores need only the first 22 bits. order = score sorts 64-bit keys (rank, ordered bits, complement of the index) afterwards.
 // Work: bytes = B N e read once (4 or 16 scores a thread stay in registers up to N = 16384, in shared memory up to 52k; longer rows are
 //   read again by every pass, from L2) + 8 B K. Floor on H200: 8 x 2944 x 4 = 94 KB, 20 ns of HBM: launch- and barrier-bound (about 12
-//   barriers, 2 us). Fuse, do not tune.
+//   barriers, estimated 2 us). Fuse, do not tune.
 // Launch: grid.x = B; threads to cover N, 64 to 1024. Shared 8.4 KB (+ the keys of order = score, a power of two of 8 bytes, up to 16384;
 //   beyond, in the workspace). All-equal rows put every token into one bin: counts of neighbours are added before the atomic.
 // Deterministic: the answer is unique. NaN ranks below -inf, -0 equals +0.
-// Limits: N < 2^31; a row is one block's work: at 64k that is about 12 us (256 KB four times at 0.1 TB/s an SM), where 8 SMs would need 3.
+// Limits: N < 2^31; a row is one block's work: at 64k an estimated 12 us (256 KB four times at 0.1 TB/s an SM), where 8 SMs would need 3.
 #pragma once
 
 #include "core/order.h"
