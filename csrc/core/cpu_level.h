@@ -18,8 +18,15 @@ enum class CpuLevel : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };  // kAvx2 =
   }
 #endif
 
-// In the translation unit of the baseline level: declare `name` of the other levels and switch. On non-x86 only the baseline exists.
+// In the translation unit of the baseline level: declare a function of the other levels, and switch. On non-x86 only the baseline exists.
 #if defined(TS_HAVE_X86_LEVELS)
+#define TS_CPU_LEVELS(...) \
+  namespace avx2 {         \
+  __VA_ARGS__;             \
+  }                        \
+  namespace avx512 {       \
+  __VA_ARGS__;             \
+  }
 #define TS_CPU_SWITCH(level, call) \
   switch (level) {                 \
     case CpuLevel::kAvx512:        \
@@ -30,6 +37,7 @@ enum class CpuLevel : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };  // kAvx2 =
       return baseline::call;       \
   }
 #else
+#define TS_CPU_LEVELS(...)
 #define TS_CPU_SWITCH(level, call) \
   (void)(level);                   \
   return baseline::call;

@@ -278,14 +278,7 @@ TS_ISA_END
 
 #if TS_ISA_LEVEL == 0
 namespace tokensieve {
-#if defined(TS_HAVE_X86_LEVELS)
-namespace avx2 {
-Status score_level(const ScoreParams& params, ParallelForFn threads);
-}
-namespace avx512 {
-Status score_level(const ScoreParams& params, ParallelForFn threads);
-}
-#endif
+TS_CPU_LEVELS(Status score_level(const ScoreParams& params, ParallelForFn threads))
 
 Status score_cpu(const ScoreParams& params, const ScorePlan& plan, CpuLevel level, ParallelForFn threads) {
   const ScoreParams& p = params;

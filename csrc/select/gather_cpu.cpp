@@ -135,16 +135,8 @@ TS_ISA_END
 
 #if TS_ISA_LEVEL == 0
 namespace tokensieve {
-#if defined(TS_HAVE_X86_LEVELS)
-namespace avx2 {
-Status gather_level(const GatherParams& params, ParallelForFn threads);
-Status scatter_rows_level(const GatherParams& params, ParallelForFn threads);
-}  // namespace avx2
-namespace avx512 {
-Status gather_level(const GatherParams& params, ParallelForFn threads);
-Status scatter_rows_level(const GatherParams& params, ParallelForFn threads);
-}  // namespace avx512
-#endif
+TS_CPU_LEVELS(Status gather_level(const GatherParams& params, ParallelForFn threads))
+TS_CPU_LEVELS(Status scatter_rows_level(const GatherParams& params, ParallelForFn threads))
 
 static Status check(const GatherParams& p) {
   if (p.num_tensors < 0 || p.num_tensors > kMaxGatherTensors) return Status::error("at most 8 tensors per launch");

@@ -255,14 +255,7 @@ TS_ISA_END
 
 #if TS_ISA_LEVEL == 0
 namespace tokensieve {
-#if defined(TS_HAVE_X86_LEVELS)
-namespace avx2 {
-Status topk_level(const TopkParams& params, ParallelForFn threads);
-}
-namespace avx512 {
-Status topk_level(const TopkParams& params, ParallelForFn threads);
-}
-#endif
+TS_CPU_LEVELS(Status topk_level(const TopkParams& params, ParallelForFn threads))
 
 Status topk_cpu(const TopkParams& params, const TopkPlan& plan, CpuLevel level, ParallelForFn threads) {
   const TopkParams& p = params;
