@@ -30,7 +30,8 @@ def main() -> None:
     parser.add_argument("--jobs", default=str(os.cpu_count() or 1))
     parser.add_argument("--testing", action="store_true", help="build the numpy module of the kernel tests instead of the libraries")
     arguments = parser.parse_args()
-    options = [f"-D{name}={os.environ[name]}" for name in ("TOKENSIEVE_CUDA_ARCHS", "TOKENSIEVE_WITH_CUDA") if os.environ.get(name)]
+    # Not set: -U forgets what an earlier build put into CMake's cache.
+    options = [f"-D{n}={os.environ[n]}" if os.environ.get(n) else f"-U{n}" for n in ("TOKENSIEVE_CUDA_ARCHS", "TOKENSIEVE_WITH_CUDA")]
     if arguments.testing:
         folder = ROOT / "build" / "testing"
         options = ["-DTOKENSIEVE_TESTING=ON", "-DTOKENSIEVE_WITH_CUDA=OFF", f"-DTOKENSIEVE_OUTPUT_DIR={folder}"]

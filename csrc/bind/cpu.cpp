@@ -7,7 +7,10 @@
 #include <atomic>
 #include <memory>
 
-#include "bind/ops.h"
+#include "bind/gather_ops.h"
+#include "bind/prune_ops.h"
+#include "bind/score_ops.h"
+#include "bind/select_ops.h"
 
 namespace tokensieve::bind {
 namespace {
@@ -72,20 +75,18 @@ struct CpuBackend {
     if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice only; failure changes nothing
   }
 
-  static Status score(ScoreParams& p, const Tensor& like) {
-    const ScorePlan plan = score_plan_cpu(p);
+  // Plans, brings the workspace, launches: all that a family needs of a back end.
+  template <typename Params, typename Plan>
+  static Status run(Plan (*plan_of)(const Params&), Status (*launch)(const Params&, const Plan&, CpuLevel, ParallelForFn), Params& p,
+                    const Tensor& like) {
+    const Plan plan = plan_of(p);
     Tensor keep = like;
     p.workspace = scratch(like, plan.workspace_bytes, keep);
-    return score_cpu(p, plan, level(), torch_threads);
+    return launch(p, plan, level(), torch_threads);
   }
 
-  static Status topk(TopkParams& p, const Tensor& like) {
-    const TopkPlan plan = topk_plan_cpu(p);
-    Tensor keep = like;
-    p.workspace = scratch(like, plan.workspace_bytes, keep);
-    return topk_cpu(p, plan, level(), torch_threads);
-  }
-
+  static Status score(ScoreParams& p, const Tensor& like) { return run(score_plan_cpu, score_cpu, p, like); }
+  static Status topk(TopkParams& p, const Tensor& like) { return run(topk_plan_cpu, topk_cpu, p, like); }
   static Status gather(const GatherParams& p, const Tensor&) { return gather_cpu(p, level(), torch_threads); }
   static Status scatter(const GatherParams& p, const Tensor&) { return scatter_rows_cpu(p, level(), torch_threads); }
 

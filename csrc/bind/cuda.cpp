@@ -8,9 +8,13 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <type_traits>
 #include <utility>
 
-#include "bind/ops.h"
+#include "bind/gather_ops.h"
+#include "bind/prune_ops.h"
+#include "bind/score_ops.h"
+#include "bind/select_ops.h"
 
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
@@ -71,6 +75,11 @@ void* scratch(const Tensor& like, int64_t bytes, Tensor& keep) {
   return keep.mutable_data_ptr();
 }
 
+template <typename Plan, typename = void>
+struct has_semaphores : std::false_type {};
+template <typename Plan>
+struct has_semaphores<Plan, std::void_t<decltype(Plan::num_semaphores)>> : std::true_type {};
+
 struct CudaBackend {
   struct Guard {
     explicit Guard(const Tensor& t) : guard(device_of(t)) {}
@@ -79,21 +88,20 @@ struct CudaBackend {
 
   static void allocated(const Tensor&) {}
 
-  static Status score(ScoreParams& p, const Tensor& like) {
+  // Plans, brings workspace and semaphores, launches: all that a family needs of a back end.
+  template <typename Params, typename Plan>
+  static Status run(Plan (*plan_of)(const Params&, const DeviceInfo&), Status (*launch)(const Params&, const Plan&, void*), Params& p,
+                    const Tensor& like) {
     void* stream = current_stream(like);
-    const ScorePlan plan = score_plan_cuda(p, device_info(like));
+    const Plan plan = plan_of(p, device_info(like));
     Tensor keep = like;
     p.workspace = scratch(like, plan.workspace_bytes, keep);
-    p.semaphores = semaphores(like, stream, plan.num_semaphores);
-    return score_cuda(p, plan, stream);
+    if constexpr (has_semaphores<Plan>::value) p.semaphores = semaphores(like, stream, plan.num_semaphores);
+    return launch(p, plan, stream);
   }
 
-  static Status topk(TopkParams& p, const Tensor& like) {
-    const TopkPlan plan = topk_plan_cuda(p, device_info(like));
-    Tensor keep = like;
-    p.workspace = scratch(like, plan.workspace_bytes, keep);
-    return topk_cuda(p, plan, current_stream(like));
-  }
+  static Status score(ScoreParams& p, const Tensor& like) { return run(score_plan_cuda, score_cuda, p, like); }
+  static Status topk(TopkParams& p, const Tensor& like) { return run(topk_plan_cuda, topk_cuda, p, like); }
 
   static Status gather(const GatherParams& p, const Tensor& like) {
     return gather_cuda(p, gather_plan_cuda(p, device_info(like)), current_stream(like));

@@ -1,4 +1,4 @@
-// attention_scores for few query rows: softmax(Q K^T) mass per key without the L x N map in the output path.
+// attention_scores: softmax(Q K^T) mass per key, of few query rows or of all, without ever storing the L x N map.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,9 @@
 
 namespace tokensieve {
 
-enum class Reduction : int { kNone = 0, kMean = 1, kSum = 2, kMax = 3 };
+enum class Reduction : int { kNone = 0, kMean = 1, kSum = 2, kMax = 3, kVisibleMean = 4 };  // the last one: over rows only
 enum class Normalize : int { kRow = 0, kRange = 1 };
+enum class Activation : int { kSoftmax = 0, kLogit = 1, kSigmoid = 2 };
 
 // Strides count elements; every last dimension is contiguous. R = range_end - range_begin.
 struct ScoreParams {
@@ -22,6 +23,8 @@ struct ScoreParams {
   const float* lse_in = nullptr;             // [B, H, L] contiguous: given row normaliser (natural log); may be null
   const float* row_weights = nullptr;        // [B, L] contiguous, for query_reduction mean/sum; may be null
   const int64_t* query_positions = nullptr;  // [B, L] contiguous: last visible key of a row, -1 = unused row; may be null
+  const float* head_weights = nullptr;       // [B, H] contiguous, for head_reduction mean/sum; may be null
+  const float* accumulate = nullptr;         // shape of scores, contiguous: scores = accumulate + result; may be null
   float* scores = nullptr;                   // [B, H or 1, L or 1, R] contiguous; a 1 where that axis is reduced
   float* lse_out = nullptr;                  // [B, H, L] contiguous; -inf for a row that sees nothing; may be null
   void* workspace = nullptr;                 // plan.workspace_bytes, 64-byte aligned, contents undefined
@@ -34,6 +37,7 @@ struct ScoreParams {
   float scale = 1.0f;
   bool causal = false;                           // row l sees keys <= N - L + l; with query_positions, keys <= query_positions[b, l]
   Normalize normalize = Normalize::kRow;         // softmax over all visible keys, or over the visible keys of the range
+  Activation activation = Activation::kSoftmax;  // kLogit, kSigmoid: of scale*q.k + bias, no softmax, normalize and lse_in unused
   Reduction query_reduction = Reduction::kMean;  // rows first ...
   Reduction head_reduction = Reduction::kMean;   // ... then heads
   DType dtype = DType::kFloat32;
@@ -43,6 +47,9 @@ struct ScoreParams {
 // Semantics, both back ends. p[b,h,l,n] = exp(scale*q.k + bias - lse[b,h,l]); 0 where not visible; a row that sees nothing is 0.
 // "mean" over rows divides by the sum of row_weights (given) or by the number of used rows (query_positions >= 0; L without positions);
 // a zero divisor gives 0. "sum" with row_weights is sum_l w_l p. "max" ignores unused rows; 0 when none is used.
+// "visible mean" over rows divides each key's sum by the number of used rows that see that key (with row_weights: by their sum), 0 / 0 = 0.
+// "mean" over heads with head_weights divides by their sum (0 gives 0), "sum" is sum_h w_h. A head of weight 0 counts for nothing, even NaN.
+// kLogit, kSigmoid: an invisible key has p = 0 for mean and sum, and "max" ignores it (0 when no row sees it); lse_out is still written.
 // A NaN logit makes its whole row NaN. +inf logits are not special-cased (exp(inf - inf) = NaN, as in torch).
 
 enum class ScoreAlgo : int { kCpuChunks, kCluster, kSplit };

@@ -41,7 +41,7 @@ def test_defaults_are_the_official_configuration() -> None:
     assert (PyramidDrop().layers, PyramidDrop().keep) == ((8, 16, 24), (0.5, 0.25, 0.125))
     assert (FastV().layer, FastV().ratio, FastV().variant) == (2, 0.5, "compact")
     assert FasterVLM().tokens == 144
-    assert methods.available() == ("PyramidDrop", "FastV", "FasterVLM")
+    assert methods.available() == tuple(METHODS)
 
 
 @pytest.mark.parametrize(("typed", "near"), [("FastVV", "FastV"), ("Pyramid", "PyramidDrop"), ("FasterVL", "FasterVLM")])

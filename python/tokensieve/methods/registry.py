@@ -9,14 +9,19 @@ from .fastervlm import FasterVLM
 from .fastv import FastV
 from .pyramiddrop import PyramidDrop
 
-METHODS: dict[str, type[Method]] = {method.__name__: method for method in (PyramidDrop, FastV, FasterVLM)}
+_ALL: tuple[type[Method], ...] = (
+    PyramidDrop,
+    FastV,
+    FasterVLM,
+)
+METHODS: dict[str, type[Method]] = {method.__name__: method for method in _ALL}
 
 
 def available() -> tuple[str, ...]:
     """Names of all methods.
 
     Example:
-        >>> available()
+        >>> available()[:3]
         ('PyramidDrop', 'FastV', 'FasterVLM')
     """
     return tuple(METHODS)
@@ -34,7 +39,7 @@ def get_method(name: str) -> type[Method]:
         144
         >>> get_method("FastVML")
         Traceback (most recent call last):
-        ValueError: tokensieve.methods: unknown method 'FastVML'; did you mean 'FastV'? There are: PyramidDrop, FastV, FasterVLM
+        ValueError: tokensieve.methods: unknown method 'FastVML'; did you mean 'FastV'? There are: PyramidDrop, FastV, FasterVLM...
     """
     if not isinstance(name, str):
         raise TypeError(f"tokensieve.methods: name must be a str, got {name!r}")
