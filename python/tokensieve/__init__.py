@@ -5,7 +5,7 @@ Ops are in `tokensieve.ops` and re-exported here; methods are in `tokensieve.met
 
 from typing import TYPE_CHECKING, Any
 
-from . import methods, ops
+from . import methods, ops, schedules
 from ._version import __version__
 from .ops import (
     PruneResult,
@@ -32,6 +32,7 @@ __all__ = [
     "methods",
     "ops",
     "prune_tokens",
+    "schedules",
     "select_topk",
     "sieve",
 ]

@@ -89,7 +89,7 @@ def method_rows() -> list[tuple[str, str, str, str]]:
     """The registry of methods as (name, paper, where it hooks, what it does) rows.
 
     Example:
-        >>> [row[0] for row in method_rows()]
+        >>> [row[0] for row in method_rows()][:3]
         ['PyramidDrop', 'FastV', 'FasterVLM']
     """
     rows = []

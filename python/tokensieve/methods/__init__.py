@@ -3,6 +3,7 @@
 from .base import DecoderMethod, EncoderMethod, Method, Stage
 from .fastervlm import FasterVLM
 from .fastv import FastV
+from .gsearch import GSearch, PSigmoid
 from .pyramiddrop import PyramidDrop
 from .registry import METHODS, available, get_method
 
@@ -12,7 +13,9 @@ __all__ = [
     "EncoderMethod",
     "FastV",
     "FasterVLM",
+    "GSearch",
     "Method",
+    "PSigmoid",
     "PyramidDrop",
     "Stage",
     "available",

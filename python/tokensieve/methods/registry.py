@@ -7,12 +7,15 @@ import difflib
 from .base import Method
 from .fastervlm import FasterVLM
 from .fastv import FastV
+from .gsearch import GSearch, PSigmoid
 from .pyramiddrop import PyramidDrop
 
 _ALL: tuple[type[Method], ...] = (
     PyramidDrop,
     FastV,
     FasterVLM,
+    GSearch,
+    PSigmoid,
 )
 METHODS: dict[str, type[Method]] = {method.__name__: method for method in _ALL}
 
