@@ -16,13 +16,18 @@ inline void raise(const char* op, const Status& status) {
 }
 
 inline const void* checked_dense(const char* op, const char* name, const OptionalTensor& t, const Tensor& like, ScalarType dtype,
-                                 std::initializer_list<int64_t> sizes) {
+                                 const int64_t* sizes, int64_t rank) {
   if (!t) return nullptr;
   check_same_device(op, name, *t, like);
-  bool same = t->scalar_type() == dtype && t->dim() == static_cast<int64_t>(sizes.size()) && t->is_contiguous();
-  for (int64_t i = 0; same && i < t->dim(); ++i) same = t->size(i) == sizes.begin()[i];
+  bool same = t->scalar_type() == dtype && t->dim() == rank && t->is_contiguous();
+  for (int64_t i = 0; same && i < rank; ++i) same = t->size(i) == sizes[i];
   if (!same) fail(op, name, " has the wrong dtype or shape, or is not contiguous, got shape ", shape_of(*t));
   return t->const_data_ptr();
+}
+
+inline const void* checked_dense(const char* op, const char* name, const OptionalTensor& t, const Tensor& like, ScalarType dtype,
+                                 std::initializer_list<int64_t> sizes) {
+  return checked_dense(op, name, t, like, dtype, sizes.begin(), static_cast<int64_t>(sizes.size()));
 }
 
 inline const uint8_t* mask_rows(const char* op, const char* name, const OptionalTensor& mask, const Tensor& scores, int64_t& stride) {

@@ -19,7 +19,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> prune_tokens(const Tensor& query
                                                              int64_t query_reduction, int64_t head_reduction, bool keep_outside) {
   const char* op = "prune_tokens";
   const int64_t R = range_end - range_begin;
-  if (query_reduction == 0 || head_reduction == 0) fail(op, "query_reduction and head_reduction must reduce (mean, sum or max)");
+  if (query_reduction == 0 || head_reduction == 0) fail(op, "query_reduction and head_reduction must reduce");
   if (k < 0 || k > R) fail(op, "k must be in [0, R=", R, "], got ", k);
   check_rank(op, "key", key, 4, "(B, Hkv, N, D)");
   if (tensors.empty()) fail(op, "tensors must hold at least one tensor, got none");
@@ -28,7 +28,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> prune_tokens(const Tensor& query
   ScoreParams score = score_params(
       op, query, key,
       {scale, causal, bias, lse, row_weights, query_positions, range_begin, range_end, normalize, query_reduction, head_reduction});
-  const Tensor scores = allocate_scores(query, score);
+  const Tensor scores = allocate_scores(op, query, score);
   TopkParams topk;
   topk.B = key.size(0), topk.N = R, topk.K = k;
   topk.scores = scores.const_data_ptr();

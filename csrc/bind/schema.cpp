@@ -6,7 +6,8 @@
   "SymInt range_begin, SymInt range_end, int normalize, int query_reduction, int head_reduction"
 
 STABLE_TORCH_LIBRARY(tokensieve, m) {
-  m.def("attention_scores(Tensor query, Tensor key, " TS_SCORE_ARGUMENTS ") -> (Tensor, Tensor)");
+  m.def("attention_scores(Tensor query, Tensor key, " TS_SCORE_ARGUMENTS
+        ", int activation, Tensor? head_weights, Tensor? accumulate) -> (Tensor, Tensor)");
   m.def("select_topk(Tensor scores, SymInt k, Tensor? k_rows, Tensor? candidates, Tensor? always_keep, int order) -> Tensor");
   m.def("gather_tokens(Tensor[] tensors, Tensor index) -> Tensor[]");
   m.def("gather_tokens_out(Tensor[] tensors, Tensor index, Tensor(a!)[] out) -> ()");

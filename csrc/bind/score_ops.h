@@ -62,19 +62,24 @@ inline ScoreParams score_params(const char* op, const Tensor& query, const Tenso
   p.normalize = static_cast<Normalize>(o.normalize);
   p.query_reduction = static_cast<Reduction>(o.query_reduction);
   p.head_reduction = static_cast<Reduction>(o.head_reduction);
-  if (p.row_weights && p.query_reduction != Reduction::kMean && p.query_reduction != Reduction::kSum) {
-    fail(op, "row_weights needs query_reduction 'mean' or 'sum'");
+  if (o.normalize < 0 || o.normalize > 1 || o.query_reduction < 0 || o.query_reduction > 4 || o.head_reduction < 0 ||
+      o.head_reduction > 3) {
+    fail(op, "normalize, query_reduction and head_reduction must be codes in [0, 1], [0, 4] and [0, 3]");
+  }
+  if (p.row_weights && (p.query_reduction == Reduction::kNone || p.query_reduction == Reduction::kMax)) {
+    fail(op, "row_weights needs query_reduction 'mean', 'sum' or 'visible_mean'");
   }
   return p;
 }
 
-// Allocates the scores, whose shape drops every reduced axis.
-inline Tensor allocate_scores(const Tensor& query, ScoreParams& p) {
+// Allocates the scores, whose shape drops every reduced axis; `accumulate` must have that shape.
+inline Tensor allocate_scores(const char* op, const Tensor& query, ScoreParams& p, const OptionalTensor& accumulate = std::nullopt) {
   int64_t sizes[4], rank = 0;
   sizes[rank++] = p.B;
   if (p.head_reduction == Reduction::kNone) sizes[rank++] = p.H;
   if (p.query_reduction == Reduction::kNone) sizes[rank++] = p.L;
   sizes[rank++] = p.range_end - p.range_begin;
+  p.accumulate = static_cast<const float*>(checked_dense(op, "accumulate", accumulate, query, ScalarType::Float, sizes, rank));
   Tensor scores = allocate_like(query, sizes, rank, aoti_torch_dtype_float32());
   p.scores = static_cast<float*>(scores.mutable_data_ptr());
   return scores;
@@ -84,15 +89,23 @@ template <typename Backend>
 std::tuple<Tensor, Tensor> attention_scores(const Tensor& query, const Tensor& key, const std::optional<double>& scale, bool causal,
                                             const OptionalTensor& bias, const OptionalTensor& lse, const OptionalTensor& row_weights,
                                             const OptionalTensor& query_positions, int64_t range_begin, int64_t range_end,
-                                            int64_t normalize, int64_t query_reduction, int64_t head_reduction) {
+                                            int64_t normalize, int64_t query_reduction, int64_t head_reduction, int64_t activation,
+                                            const OptionalTensor& head_weights, const OptionalTensor& accumulate) {
   const char* op = "attention_scores";
   typename Backend::Guard guard(query);
   ScoreParams p = score_params(
       op, query, key,
       {scale, causal, bias, lse, row_weights, query_positions, range_begin, range_end, normalize, query_reduction, head_reduction});
+  if (activation < 0 || activation > 2) fail(op, "activation must be a code in [0, 2], got ", activation);
+  p.activation = static_cast<Activation>(activation);
+  if (p.activation != Activation::kSoftmax && lse) fail(op, "lse needs activation 'softmax'");
+  p.head_weights = static_cast<const float*>(checked_dense(op, "head_weights", head_weights, query, ScalarType::Float, {p.B, p.H}));
+  if (p.head_weights && p.head_reduction != Reduction::kMean && p.head_reduction != Reduction::kSum) {
+    fail(op, "head_weights needs head_reduction 'mean' or 'sum'");
+  }
   Tensor row_lse = allocate_like(query, {p.B, p.H, p.L}, aoti_torch_dtype_float32());
   p.lse_out = static_cast<float*>(row_lse.mutable_data_ptr());
-  Tensor scores = allocate_scores(query, p);
+  Tensor scores = allocate_scores(op, query, p, accumulate);
   raise(op, Backend::score(p, query));
   return {scores, row_lse};
 }

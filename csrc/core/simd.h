@@ -84,6 +84,7 @@ TS_INLINE void store_n(float* p, Vec x, int64_t n) { _mm512_mask_storeu_ps(p, st
 TS_INLINE Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 TS_INLINE Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 TS_INLINE Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+TS_INLINE Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 TS_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 TS_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }  // a > b ? a : b, so a NaN in a gives b
 TS_INLINE Mask greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
@@ -190,6 +191,7 @@ TS_INLINE void store_n(float* p, Vec x, int64_t n) {
 TS_INLINE Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 TS_INLINE Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 TS_INLINE Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+TS_INLINE Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
 TS_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
 TS_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
 TS_INLINE Mask pack_mask(__m256 lo, __m256 hi) {
@@ -283,6 +285,13 @@ TS_INLINE void transpose(Vec* x) {
 
 TS_INLINE Vec zero() { return splat(0.0f); }
 TS_INLINE Vec load_upto(const float* p, int64_t n) { return n >= kLanes ? load(p) : load_n(p, n); }
+TS_INLINE void store_upto(float* p, Vec x, int64_t n) {
+  if (n >= kLanes) {
+    store(p, x);
+  } else if (n > 0) {
+    store_n(p, x, n);
+  }
+}
 TS_INLINE Vec nan_max(Vec a, Vec b) { return select(is_nan(a) | greater(a, b), a, b); }  // either NaN gives NaN
 
 TS_INLINE float reduce_add(Vec x) {

@@ -50,6 +50,10 @@ TS_INLINE Vec mul(Vec a, Vec b) {
   TS_EACH a.x[i] *= b.x[i];
   return a;
 }
+TS_INLINE Vec div(Vec a, Vec b) {
+  TS_EACH a.x[i] /= b.x[i];
+  return a;
+}
 TS_INLINE Float4 choose(Int4 m, Float4 a, Float4 b) {
   Int4 x, y;
   __builtin_memcpy(&x, &a, 16);

@@ -21,7 +21,7 @@ struct ScoreParams {
   const void* key = nullptr;                 // [B, Hkv, N, D] dtype; query head h reads key head h / (H / Hkv)
   const void* bias = nullptr;                // broadcast to [B, H, L, N]; float kinds are added, kBool true = visible; may be null
   const float* lse_in = nullptr;             // [B, H, L] contiguous: given row normaliser (natural log); may be null
-  const float* row_weights = nullptr;        // [B, L] contiguous, for query_reduction mean/sum; may be null
+  const float* row_weights = nullptr;        // [B, L] contiguous, for query_reduction mean/sum/visible mean; may be null
   const int64_t* query_positions = nullptr;  // [B, L] contiguous: last visible key of a row, -1 = unused row; may be null
   const float* head_weights = nullptr;       // [B, H] contiguous, for head_reduction mean/sum; may be null
   const float* accumulate = nullptr;         // shape of scores, contiguous: scores = accumulate + result; may be null
@@ -37,7 +37,7 @@ struct ScoreParams {
   float scale = 1.0f;
   bool causal = false;                           // row l sees keys <= N - L + l; with query_positions, keys <= query_positions[b, l]
   Normalize normalize = Normalize::kRow;         // softmax over all visible keys, or over the visible keys of the range
-  Activation activation = Activation::kSoftmax;  // kLogit, kSigmoid: of scale*q.k + bias, no softmax, normalize and lse_in unused
+  Activation activation = Activation::kSoftmax;  // kLogit, kSigmoid: of scale*q.k + bias, no softmax
   Reduction query_reduction = Reduction::kMean;  // rows first ...
   Reduction head_reduction = Reduction::kMean;   // ... then heads
   DType dtype = DType::kFloat32;
@@ -48,9 +48,12 @@ struct ScoreParams {
 // "mean" over rows divides by the sum of row_weights (given) or by the number of used rows (query_positions >= 0; L without positions);
 // a zero divisor gives 0. "sum" with row_weights is sum_l w_l p. "max" ignores unused rows; 0 when none is used.
 // "visible mean" over rows divides each key's sum by the number of used rows that see that key (with row_weights: by their sum), 0 / 0 = 0.
+// A row sees a key that causal, query_positions, a bool bias and a float bias of -inf all leave it.
 // "mean" over heads with head_weights divides by their sum (0 gives 0), "sum" is sum_h w_h. A head of weight 0 counts for nothing, even NaN.
-// kLogit, kSigmoid: an invisible key has p = 0 for mean and sum, and "max" ignores it (0 when no row sees it); lse_out is still written.
-// A NaN logit makes its whole row NaN. +inf logits are not special-cased (exp(inf - inf) = NaN, as in torch).
+// kLogit, kSigmoid: p = f(scale*q.k + bias), 0 where not visible (a logit of -inf counts as such); "max" over rows ignores what is not
+// visible and gives 0 when no row sees the key. Heads take those zeros as values. lse_in must be null; lse_out is still written, and
+// `normalize` only says which keys it covers. A NaN logit is its own key's affair.
+// Softmax: a NaN logit makes its whole row NaN. +inf logits are not special-cased (exp(inf - inf) = NaN, as in torch).
 
 enum class ScoreAlgo : int { kCpuChunks, kCluster, kSplit };
 

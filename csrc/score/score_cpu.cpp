@@ -15,60 +15,12 @@
 #include "score/score.h"
 #include "score/score_cpu_layout.h"
 #include "score/score_reduce_cpu.h"
+#include "score/score_row_cpu.h"
 #include "score/score_tile_cpu.h"
 
 TS_ISA_BEGIN
 
 constexpr int64_t kMaxRows = 64;  // rows of a task whose pointers sit on the stack; longer groups (G > 64) go in slices
-
-// Number of leading keys that row l of batch b may see; 0 for an unused row.
-TS_INLINE int64_t visible_keys(const ScoreParams& p, int64_t b, int64_t l) {
-  int64_t end = p.N;
-  if (p.query_positions) {
-    end = p.query_positions[b * p.L + l] + 1;
-  } else if (p.causal) {
-    end = p.N - p.L + l + 1;
-  }
-  return end < 0 ? 0 : smaller(end, p.N);
-}
-
-struct BiasRow {
-  const void* data = nullptr;  // of key 0 of the chunk; null = none
-  DType dtype = DType::kFloat32;
-  int64_t step = 1;  // 0 = one value for all keys
-};
-
-template <typename T>
-TS_INLINE Vec bias_sixteen(const void* data, int64_t step, int64_t i, int64_t n) {
-  const T* x = static_cast<const T*>(data);
-  if (step == 0) return splat(to_float(x[0]));
-  return n >= kLanes ? load(x + i) : load_n(x + i, n);
-}
-
-// s = scale * dot + bias for keys [i, i + n); lanes that are not visible get -inf.
-TS_INLINE Vec logits(Vec dot, Vec scale, const BiasRow& bias, int64_t i, int64_t n) {
-  Mask visible = first_lanes(n);
-  if (!bias.data) return select(visible, mul(dot, scale), splat(-kInfinity));
-  Vec s;
-  if (bias.dtype == DType::kBool) {
-    const uint8_t* flag = static_cast<const uint8_t*>(bias.data);
-    if (bias.step == 0) {
-      if (!flag[0]) visible = 0;
-    } else if (n >= kLanes) {
-      visible &= nonzero_bytes(flag + i);
-    } else {
-      for (int64_t j = 0; j < n; ++j) visible &= ~(static_cast<Mask>(flag[i + j] == 0) << j);
-    }
-    s = mul(dot, scale);
-  } else if (bias.dtype == DType::kFloat32) {
-    s = fma(dot, scale, bias_sixteen<float>(bias.data, bias.step, i, n));
-  } else if (bias.dtype == DType::kFloat16) {
-    s = fma(dot, scale, bias_sixteen<Half>(bias.data, bias.step, i, n));
-  } else {
-    s = fma(dot, scale, bias_sixteen<BFloat>(bias.data, bias.step, i, n));
-  }
-  return select(visible, s, splat(-kInfinity));
-}
 
 // Turns the dot products of one row and chunk into mass, in place. `visible` of its `count` keys are looked at, the others get mass 0.
 static void mass_of_row(float* mass, int64_t visible, int64_t count, float scale_value, const BiasRow& bias, const float* lse,
@@ -92,6 +44,27 @@ static void mass_of_row(float* mass, int64_t visible, int64_t count, float scale
   for (int64_t i = (visible + kLanes - 1) / kLanes * kLanes; i < count; i += kLanes) store(mass + i, zero());
 }
 
+// kLogit, kSigmoid: the chunk keeps the values themselves; maximum and sum only serve the lse.
+static void values_of_row(const ScoreParams& p, float* mass, int64_t visible, int64_t count, const BiasRow& bias, float* maximum,
+                          float* sum) {
+  const Vec scale = splat(p.scale);
+  Vec top = splat(-kInfinity), total = zero();
+  for (int64_t i = 0; i < visible; i += kLanes) {
+    const Vec s = logits(load(mass + i), scale, bias, i, visible - i);
+    top = max(s, top);
+    store(mass + i, s);
+  }
+  *maximum = reduce_max(top);
+  const Vec shift = splat(*maximum > -kInfinity ? *maximum : 0.0f);
+  for (int64_t i = 0; i < visible; i += kLanes) {
+    const Vec s = load(mass + i);
+    total = add(total, exp(sub(s, shift)));
+    store(mass + i, activated(p, s));
+  }
+  *sum = reduce_add(total);
+  for (int64_t i = (visible + kLanes - 1) / kLanes * kLanes; i < count; i += kLanes) store(mass + i, hidden_value(p));
+}
+
 TS_INLINE const float* query_row(const Task& t, int64_t b, int64_t h, int64_t l) {
   const ScoreParams& p = t.p;
   if (p.dtype == DType::kFloat32) {
@@ -111,16 +84,6 @@ static void convert_queries(const Task& t, int64_t head) {  // head = b * H + h
     for (; d + kLanes <= p.D; d += kLanes) store(to + d, load(from + d));
     for (; d < p.D; ++d) to[d] = to_float(from[d]);
   }
-}
-
-TS_INLINE BiasRow bias_row(const ScoreParams& p, int64_t b, int64_t h, int64_t l, int64_t key) {
-  BiasRow bias;
-  if (!p.bias) return bias;
-  const int64_t first = b * p.bias_stride[0] + h * p.bias_stride[1] + l * p.bias_stride[2] + key * p.bias_stride[3];
-  bias.data = static_cast<const char*>(p.bias) + first * dtype_bytes(p.bias_dtype);
-  bias.dtype = p.bias_dtype;
-  bias.step = p.bias_stride[3];
-  return bias;
 }
 
 // Step 1, rows [first, first + count) of the group (row = g * t.rows + l) of key head `head` = b * Hkv + hk against chunk c.
@@ -144,8 +107,13 @@ static void mass_rows(const Task& t, int64_t head, int64_t c, int64_t first, int
     const int64_t h = hk * t.at.group + (first + r) / t.rows, l = (first + r) % t.rows;
     const int64_t stat = ((b * p.H + h) * t.at.pass_rows + l) * t.at.num_chunks + c;
     const float* lse = p.lse_in ? p.lse_in + (b * p.H + h) * p.L + t.row_begin + l : nullptr;
-    mass_of_row(mass + r * t.at.chunk, visible[r], keys, p.scale, bias_row(p, b, h, t.row_begin + l, key), lse,
-                t.work + t.at.maximum + stat, t.work + t.at.sum + stat);
+    const BiasRow bias = bias_row(p, b, h, t.row_begin + l, key);
+    float *maximum = t.work + t.at.maximum + stat, *sum = t.work + t.at.sum + stat;
+    if (p.activation == Activation::kSoftmax) {
+      mass_of_row(mass + r * t.at.chunk, visible[r], keys, p.scale, bias, lse, maximum, sum);
+    } else {
+      values_of_row(p, mass + r * t.at.chunk, visible[r], keys, bias, maximum, sum);
+    }
   }
 }
 
@@ -159,8 +127,7 @@ static void mass_task(const Task& t, int64_t head, int64_t c) {
 static void merge_row(const Task& t, int64_t b, int64_t h, int64_t l) {
   const ScoreParams& p = t.p;
   const int64_t chunks = t.at.num_chunks, row = (b * p.H + h) * t.at.pass_rows + l, out = (b * p.H + h) * p.L + t.row_begin + l;
-  const bool weighted = p.row_weights && (p.query_reduction == Reduction::kMean || p.query_reduction == Reduction::kSum);
-  const float weight = weighted ? p.row_weights[b * p.L + t.row_begin + l] : 1.0f;
+  const float weight = row_weight(p, b, t.row_begin + l);
   float* factor = t.work + t.at.factor + (b * chunks * p.H + h) * t.at.pass_rows + l;
   const int64_t step = p.H * t.at.pass_rows;
   if (p.lse_in) {
@@ -181,7 +148,10 @@ static void merge_row(const Task& t, int64_t b, int64_t h, int64_t l) {
   }
   const float mass = reduce_add(total);
   const float inverse = mass == 0.0f ? 0.0f : weight / mass;  // NaN stays NaN
-  for (int64_t c = 0; c < chunks; c += kLanes) {
+  if (p.activation != Activation::kSoftmax) {
+    for (int64_t c = 0; c < chunks; ++c) factor[c * step] = weight;
+  }
+  for (int64_t c = 0; c < chunks && p.activation == Activation::kSoftmax; c += kLanes) {
     const Vec share = mul(exp(sub(load_upto(maximum + c, chunks - c), shift)), splat(inverse));
     float lane[kLanes];
     store(lane, share);
@@ -284,13 +254,15 @@ Status score_cpu(const ScoreParams& params, const ScorePlan& plan, CpuLevel leve
   const ScoreParams& p = params;
   if (p.dtype == DType::kBool) return Status::error("query and key must be float32, float16 or bfloat16");
   if (p.Hkv > 0 && p.H % p.Hkv != 0) return Status::error("the number of query heads must be a multiple of the number of key heads");
+  if (p.activation != Activation::kSoftmax && p.lse_in) return Status::error("a given lse needs activation softmax");
+  if (p.head_reduction == Reduction::kVisibleMean) return Status::error("head_reduction must be none, mean, sum or max");
   if (p.range_begin < 0 || p.range_begin > p.range_end || p.range_end > p.N) return Status::error("key range must lie in [0, N]");
   if (plan.workspace_bytes > 0 && !p.workspace) return Status::error("workspace is missing");
   if (p.B == 0) return Status::success();
   if (p.L == 0 || p.H == 0) {  // nothing to sum over
     const int64_t heads = p.head_reduction == Reduction::kNone ? p.H : 1, rows = p.query_reduction == Reduction::kNone ? p.L : 1;
     const int64_t count = p.B * heads * rows * (p.range_end - p.range_begin);
-    for (int64_t i = 0; i < count; ++i) p.scores[i] = 0.0f;
+    for (int64_t i = 0; i < count; ++i) p.scores[i] = p.accumulate ? p.accumulate[i] : 0.0f;
     return Status::success();
   }
   if (p.range_begin == p.range_end && !p.lse_out) return Status::success();

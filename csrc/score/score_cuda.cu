@@ -64,6 +64,10 @@ const char* refusal(const ScoreParams& p, const ScorePlan& plan) {
 }  // namespace score
 
 Status score_cuda(const ScoreParams& p, const ScorePlan& plan, void* stream) {
+  if (p.activation != Activation::kSoftmax || p.head_weights != nullptr || p.accumulate != nullptr ||
+      p.query_reduction == Reduction::kVisibleMean) {
+    return Status::error("activation, head_weights, accumulate and 'visible_mean' are not there on CUDA yet");
+  }
   const int64_t R = p.range_end - p.range_begin;
   if (p.B == 0) return Status::success();
   if (p.H == 0 || p.L == 0) {

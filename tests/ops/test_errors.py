@@ -80,7 +80,7 @@ ROWS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "query reduction": (
         scores(query_reduction="median"),
         ValueError,
-        r"attention_scores: query_reduction must be one of None, 'mean', 'sum', 'max', got 'median'",
+        r"attention_scores: query_reduction must be one of None, 'mean', 'sum', 'max', 'visible_mean', got 'median'",
     ),
     "head reduction": (scores(head_reduction="avg"), ValueError, r"attention_scores: head_reduction must be one of .* got 'avg'"),
     "reduction type": (scores(head_reduction=3), ValueError, r"attention_scores: head_reduction must be one of .* got 3"),
@@ -134,7 +134,7 @@ ROWS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "weights and max": (
         scores(row_weights=torch.ones(2, 3), query_reduction="max"),
         ValueError,
-        r"attention_scores: row_weights needs query_reduction 'mean' or 'sum', got 'max'",
+        r"attention_scores: row_weights needs query_reduction 'mean', 'sum' or 'visible_mean', got 'max'",
     ),
     "weights and none": (
         scores(row_weights=torch.ones(2, 3), query_reduction=None),
@@ -150,6 +150,44 @@ ROWS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         scores(query_positions=torch.zeros(3).long()),
         ValueError,
         r"attention_scores: query_positions must be \(B, L\), got shape \(3,\)",
+    ),
+    "head visible mean": (
+        scores(head_reduction="visible_mean"),
+        ValueError,
+        r"attention_scores: head_reduction must be .* got 'visible_mean'",
+    ),
+    "activation": (
+        scores(activation="relu"),
+        ValueError,
+        r"attention_scores: activation must be one of 'softmax', 'logit', 'sigmoid', got 'relu'",
+    ),
+    "activation and lse": (
+        scores(activation="logit", lse=torch.zeros(2, 4, 3)),
+        ValueError,
+        r"attention_scores: lse needs activation 'softmax', got 'logit'",
+    ),
+    "head weights shape": (
+        scores(head_weights=torch.ones(2, 3)),
+        ValueError,
+        r"attention_scores: head_weights must be \(B, H\) = \(2, 4\), got shape \(2, 3\)",
+    ),
+    "head weights dtype": (scores(head_weights=torch.ones(2, 4).half()), TypeError, r"attention_scores: head_weights must be float32, got"),
+    "head weights and max": (
+        scores(head_weights=torch.ones(2, 4), head_reduction="max"),
+        ValueError,
+        r"attention_scores: head_weights needs head_reduction 'mean' or 'sum', got 'max'",
+    ),
+    "head weights list": (scores(head_weights=[1.0]), TypeError, r"attention_scores: head_weights must be a torch.Tensor, got list"),
+    "accumulate shape": (
+        scores(accumulate=torch.zeros(2, 4, 10)),
+        ValueError,
+        r"attention_scores: accumulate must be of the shape of the scores = \(2, 10\), got shape \(2, 4, 10\)",
+    ),
+    "accumulate dtype": (scores(accumulate=torch.zeros(2, 10).double()), TypeError, r"attention_scores: accumulate must be float32, got"),
+    "accumulate device": (
+        scores(accumulate=torch.zeros(2, 10, device="meta")),
+        ValueError,
+        r"attention_scores: accumulate must be on the device of query \(cpu\), got meta",
     ),
     # select_topk
     "scores rank": (select(S[0]), ValueError, r"select_topk: scores must be \(B, N\), got shape \(10,\)"),

@@ -17,6 +17,7 @@ from torch import Tensor
 SEED = int(os.environ.get("TOKENSIEVE_FUZZ_SEED", "20240611"))
 CASES = int(os.environ.get("TOKENSIEVE_FUZZ_CASES", "150"))
 REDUCTIONS = ("mean", "sum", "max", None)
+ROW_REDUCTIONS = ("mean", "sum", "max", "visible_mean", None)
 
 
 def pick(generator: torch.Generator, options: Any) -> Any:
@@ -50,16 +51,31 @@ def random_scores_case(generator: torch.Generator, device: str, reduce: bool = F
         "bias": random_bias(generator, (B, Hkv * group, L, N), device),
         "key_range": None if chance(generator, 0.4) else (ends[0], ends[1]),
         "normalize": pick(generator, ("row", "range")),
-        "query_reduction": pick(generator, choices),
+        "query_reduction": pick(generator, ROW_REDUCTIONS[:4] if reduce else ROW_REDUCTIONS),
         "head_reduction": pick(generator, choices),
     }
     if chance(generator, 0.3):
         options["query_positions"] = torch.randint(-1, N, (B, L), generator=generator).to(device)
-    if options["query_reduction"] in ("mean", "sum") and chance(generator, 0.3):
+    if options["query_reduction"] in ("mean", "sum", "visible_mean") and chance(generator, 0.3):
         options["row_weights"] = torch.rand(B, L, generator=generator).to(device)
     if chance(generator, 0.2):
         options["lse"] = normal(generator, B, Hkv * group, L, device=device) + 5
     return query, key, options
+
+
+def random_extras(generator: torch.Generator, query: Tensor, key: Tensor, options: dict[str, Any], device: str) -> dict[str, Any]:
+    """The options that prune_tokens does not take."""
+    extras: dict[str, Any] = {}
+    if "lse" not in options:
+        extras["activation"] = pick(generator, ("softmax", "softmax", "logit", "sigmoid"))
+    if options["head_reduction"] in ("mean", "sum") and chance(generator, 0.3):
+        extras["head_weights"] = torch.rand(query.shape[:2], generator=generator).to(device)
+    if chance(generator, 0.2):
+        start, end = options["key_range"] or (0, key.shape[2])
+        heads = query.shape[1:2] if options["head_reduction"] is None else ()
+        rows = query.shape[2:3] if options["query_reduction"] is None else ()
+        extras["accumulate"] = torch.rand(query.shape[0], *heads, *rows, end - start, generator=generator).to(device)
+    return extras
 
 
 def describe(seed: int, *tensors: Tensor, **options: Any) -> str:
@@ -69,7 +85,9 @@ def describe(seed: int, *tensors: Tensor, **options: Any) -> str:
 
 def test_fuzz_attention_scores(device: str) -> None:
     for seed in range(SEED, SEED + CASES):
-        query, key, options = random_scores_case(seeded(seed), device)
+        generator = seeded(seed)
+        query, key, options = random_scores_case(generator, device)
+        options |= random_extras(generator, query, key, options, device)
         got, lse = ts.attention_scores(query, key, **options, return_lse=True)
         assert_scores(got, lse, query, key, describe(seed, query, key, **options), **options)
 

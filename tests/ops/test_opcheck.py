@@ -20,10 +20,12 @@ def check(op: Any, *arguments: Any) -> None:
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_opcheck_attention_scores(dtype: torch.dtype, device: str) -> None:
     query, key = queries_and_keys(seeded(1), 2, 4, 2, 3, 20, 16, dtype, device)
-    check(ops.attention_scores, query, key, None, False, None, None, None, None, 0, 20, 0, 1, 1)
+    check(ops.attention_scores, query, key, None, False, None, None, None, None, 0, 20, 0, 1, 1, 0, None, None)
     bias, positions = normal(seeded(2), 2, 1, 1, 20, device=device), torch.tensor([[3, -1, 19]] * 2, device=device)
     weights, lse = torch.rand(2, 3).to(device), torch.zeros(2, 4, 3, device=device)
-    check(ops.attention_scores, query.requires_grad_(), key, 0.25, True, bias, lse, weights, positions, 3, 17, 1, 2, 0)
+    check(ops.attention_scores, query.requires_grad_(), key, 0.25, True, bias, lse, weights, positions, 3, 17, 1, 2, 0, 0, None, None)
+    heads, before = torch.rand(2, 4).to(device), torch.rand(2, 14).to(device)
+    check(ops.attention_scores, query, key, None, True, bias, None, weights, positions, 3, 17, 0, 4, 2, 2, heads, before)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -10,8 +10,9 @@ SCORE = (
     "float? scale, bool causal, Tensor? bias, Tensor? lse, Tensor? row_weights, Tensor? query_positions, "
     "SymInt range_begin, SymInt range_end, int normalize, int query_reduction, int head_reduction"
 )
+SCORE_EXTRAS = "int activation, Tensor? head_weights, Tensor? accumulate"
 SCHEMAS = {
-    "attention_scores": f"(Tensor query, Tensor key, {SCORE}) -> (Tensor, Tensor)",
+    "attention_scores": f"(Tensor query, Tensor key, {SCORE}, {SCORE_EXTRAS}) -> (Tensor, Tensor)",
     "select_topk": "(Tensor scores, SymInt k, Tensor? k_rows, Tensor? candidates, Tensor? always_keep, int order) -> Tensor",
     "gather_tokens": "(Tensor[] tensors, Tensor index) -> Tensor[]",
     "gather_tokens_out": "(Tensor[] tensors, Tensor index, Tensor(a!)[] out) -> ()",

@@ -51,6 +51,9 @@ def attention_scores(
     head_reduction: str | None = "mean",
     row_weights: Tensor | None = None,
     query_positions: Tensor | None = None,
+    activation: str = "softmax",
+    head_weights: Tensor | None = None,
+    accumulate: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor]:
     """(scores, lse) with the whole map, every step in `dtype`: float64 is the truth, the dtype of the inputs is the naive version."""
@@ -67,31 +70,47 @@ def attention_scores(
         lse = lse.to(dtype)
         probabilities = (logits[..., start:end] - lse[..., None]).exp()
     sees_nothing = (logits == -math.inf)[..., start:end] & (lse == -math.inf)[..., None]
+    seen = (logits > -math.inf) | logits.isnan() if bias is not None and bias.dtype != torch.bool else visible
+    seen = (seen & visible)[..., start:end]
     probabilities = probabilities.masked_fill(~visible[..., start:end] | sees_nothing, 0.0)
-    rows = _reduce_rows(probabilities, query_reduction, row_weights, query_positions)
-    return _reduce_heads(rows, head_reduction), lse
+    if activation != "softmax":
+        inner = logits[..., start:end]
+        probabilities = (inner if activation == "logit" else inner.sigmoid()).masked_fill(~seen, 0.0)
+    rows = _reduce_rows(probabilities, seen, query_reduction, row_weights, query_positions)
+    scores = _reduce_heads(rows, head_reduction, head_weights)
+    return scores if accumulate is None else scores + accumulate.to(dtype), lse
 
 
-def _reduce_rows(p: Tensor, how: str | None, row_weights: Tensor | None, query_positions: Tensor | None) -> Tensor:
+def _reduce_rows(p: Tensor, seen: Tensor, how: str | None, row_weights: Tensor | None, query_positions: Tensor | None) -> Tensor:
     """(B, H, L, R) -> (B, H, R)."""
     B, H, L, R = p.shape
     if how is None:
         return p
     if how == "max":
-        return p.amax(2) if L else p.new_zeros(B, H, R)
+        if L == 0:
+            return p.new_zeros(B, H, R)
+        return p.masked_fill(~seen, -math.inf).amax(2).masked_fill(~seen.any(2), 0.0)
     weights = p.new_ones(B, L) if row_weights is None else row_weights.to(p.dtype)
     total = (p * weights[:, None, :, None]).sum(2)
     if how == "sum":
         return total
+    if how == "visible_mean":
+        share = (seen * weights[:, None, :, None]).sum(2)
+        return torch.where(share == 0, torch.zeros_like(total), total / share)
     divisor = weights.sum(1)
     if row_weights is None and query_positions is not None:
         divisor = (query_positions >= 0).sum(1).to(p.dtype)
     return torch.where(divisor[:, None, None] == 0, torch.zeros_like(total), total / divisor[:, None, None])
 
 
-def _reduce_heads(rows: Tensor, how: str | None) -> Tensor:
+def _reduce_heads(rows: Tensor, how: str | None, head_weights: Tensor | None) -> Tensor:
     if how is None:
         return rows
+    if head_weights is not None:
+        weights = head_weights.to(rows.dtype).view(*rows.shape[:2], *[1] * (rows.dim() - 2))
+        total = (rows * weights).masked_fill(weights == 0, 0.0).sum(1)  # a head of weight 0 counts for nothing, even NaN
+        share = weights.sum(1)
+        return total if how == "sum" else torch.where(share == 0, torch.zeros_like(total), total / share)
     return rows.amax(1) if how == "max" else rows.sum(1) if how == "sum" else rows.mean(1)
 
 

@@ -16,6 +16,8 @@ from .. import _load
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 REDUCTIONS: dict[str | None, int] = {None: 0, "mean": 1, "sum": 2, "max": 3}
+ROW_REDUCTIONS: dict[str | None, int] = {**REDUCTIONS, "visible_mean": 4}
+ACTIVATIONS = {"softmax": 0, "logit": 1, "sigmoid": 2}
 NORMALIZATIONS = {"row": 0, "range": 1}
 ORDERS = {"position": 0, "score": 1}
 

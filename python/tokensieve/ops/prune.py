@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from . import _autograd, _checks, _debug
-from ._checks import NORMALIZATIONS, REDUCTIONS, explain
+from ._checks import NORMALIZATIONS, REDUCTIONS, ROW_REDUCTIONS, explain
 from .gather import scatter_gradients
-from .score import Reduction, check_scores, score_arguments
+from .score import Reduction, RowReduction, check_scores, score_arguments
 
 _op = torch.ops.tokensieve.prune_tokens.default
 
@@ -42,7 +42,7 @@ def prune_tokens(
     lse: Tensor | None = None,
     key_range: tuple[int, int] | None = None,
     normalize: str = "row",
-    query_reduction: Reduction = "mean",
+    query_reduction: RowReduction = "mean",
     head_reduction: Reduction = "mean",
     row_weights: Tensor | None = None,
     query_positions: Tensor | None = None,
@@ -56,7 +56,8 @@ def prune_tokens(
         tensors: sequence of (B, N, ...) tensors to shorten, as in `gather_tokens`; at least one.
         k: tokens to keep within key_range, 0 <= k <= R.
         scale, causal, bias, lse, key_range, normalize, row_weights, query_positions: as in `attention_scores`.
-        query_reduction, head_reduction: "mean", "sum" or "max".
+        query_reduction: "mean", "sum", "max" or "visible_mean".
+        head_reduction: "mean", "sum" or "max".
         keep_outside: also keep every token outside key_range (text, system prompt); False drops them (a CLS token).
 
     Returns:
@@ -95,9 +96,9 @@ def check_prune(query: Any, key: Any, tensors: Any, k: Any, options: tuple[Any, 
     op = "prune_tokens"
     check_scores(op, query, key, *options)
     key_range, query_reduction, head_reduction = options[4], options[6], options[7]
-    for name, value in (("query_reduction", query_reduction), ("head_reduction", head_reduction)):
+    for name, value, known in (("query_reduction", query_reduction, ROW_REDUCTIONS), ("head_reduction", head_reduction, REDUCTIONS)):
         if value is None:
-            _checks.bad_value(op, f"{name} must be one of 'mean', 'sum', 'max', got None")
+            _checks.bad_value(op, f"{name} must be one of {', '.join(repr(a) for a in known if a)}, got None")
     start, end = key_range or (0, key.shape[2])
     _checks.integer(op, "k", k)
     if not 0 <= k <= end - start:
@@ -126,9 +127,8 @@ def _fake(
     head_reduction: int,
     keep_outside: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    names = tuple(REDUCTIONS)
-    rule = tuple(NORMALIZATIONS)[normalize]
-    options = (scale, causal, bias, lse, (range_begin, range_end), rule, names[query_reduction], names[head_reduction])
+    rule, reductions = tuple(NORMALIZATIONS)[normalize], (tuple(ROW_REDUCTIONS)[query_reduction], tuple(REDUCTIONS)[head_reduction])
+    options = (scale, causal, bias, lse, (range_begin, range_end), rule, *reductions)
     check_prune(query, key, tensors, k, (*options, row_weights, query_positions), keep_outside)
     B, N, R = key.shape[0], key.shape[2], range_end - range_begin
     K = k + (N - R if keep_outside else 0)

@@ -1,4 +1,4 @@
-"""attention_scores: how much attention every key receives from a few query rows."""
+"""attention_scores: how much attention every key receives from some or all query rows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._checks import NORMALIZATIONS, REDUCTIONS, explain
+from ._checks import ACTIVATIONS, NORMALIZATIONS, REDUCTIONS, ROW_REDUCTIONS, explain
 
 Reduction = Literal["mean", "sum", "max"] | None
+RowReduction = Literal["mean", "sum", "max", "visible_mean"] | None
 _op = torch.ops.tokensieve.attention_scores.default
 
 
@@ -24,10 +25,13 @@ def attention_scores(
     lse: Tensor | None = None,
     key_range: tuple[int, int] | None = None,
     normalize: str = "row",
-    query_reduction: Reduction = "mean",
+    query_reduction: RowReduction = "mean",
     head_reduction: Reduction = "mean",
     row_weights: Tensor | None = None,
     query_positions: Tensor | None = None,
+    activation: str = "softmax",
+    head_weights: Tensor | None = None,
+    accumulate: Tensor | None = None,
     return_lse: bool = False,
 ) -> Any:
     """Attention mass per key: softmax(Q K^T) reduced over rows and heads, without the L x N map.
@@ -42,12 +46,19 @@ def attention_scores(
         lse: (B, H, L) float32, given natural-log normaliser of every row; computed where None.
         key_range: (start, end), the keys that are scored and returned; all N where None.
         normalize: "row", softmax over all visible keys, or "range", over the visible keys of key_range.
-        query_reduction: "mean", "sum", "max" or None over the L rows; it comes first.
+        query_reduction: "mean", "sum", "max", "visible_mean" or None over the L rows; it comes first. "visible_mean" divides the sum of
+            every key by the number of rows that may see it (causal, query_positions, bias), so that early keys gain nothing.
         head_reduction: "mean", "sum", "max" or None over the H heads, after the rows.
-        row_weights: (B, L) float32 factor of every row for "mean" (which divides by their sum) and "sum".
+        row_weights: (B, L) float32 factor of every row for "mean" (which divides by their sum), "sum" and "visible_mean" (which divides by
+            the sum of the rows that see the key).
         query_positions: (B, L) int64, last key that a row sees; -1 marks an unused row: its probabilities are zero, "mean" does not count
             it and "max" ignores it.
-        return_lse: also return the row normalisers, (B, H, L) float32, -inf where a row sees nothing.
+        activation: "softmax"; or "logit", the logits themselves, or "sigmoid" of them: then a key that a row does not see counts as 0, and
+            "max" over rows passes it by.
+        head_weights: (B, H) float32 factor of every head for "mean" (which divides by their sum) and "sum"; a head of weight 0 is left out.
+        accumulate: float32 in the shape of the scores; they are added to it (a new tensor is returned).
+        return_lse: also return the row normalisers, (B, H, L) float32, -inf where a row sees nothing; with normalize="range" they cover
+            key_range alone.
 
     Returns:
         float32 (B, R), with R = end - start; (B, H, R) without head reduction, (B, L, R) without row reduction, (B, H, L, R) without
@@ -70,9 +81,11 @@ def attention_scores(
     """
     options = (scale, causal, bias, lse, key_range, normalize, query_reduction, head_reduction, row_weights, query_positions)
     try:
-        scores, row_lse = _op(query, key, *score_arguments(query, key, *options))
+        heads = head_weights if head_weights is None else head_weights.contiguous()
+        before = accumulate if accumulate is None else accumulate.contiguous()
+        scores, row_lse = _op(query, key, *score_arguments(query, key, *options), ACTIVATIONS[activation], heads, before)
     except Exception as error:
-        explain(error, lambda: check_scores("attention_scores", query, key, *options))
+        explain(error, lambda: check_attention_scores(query, key, options, activation, head_weights, accumulate))
     return (scores, row_lse) if return_lse else scores
 
 
@@ -85,7 +98,7 @@ def score_arguments(
     lse: Tensor | None,
     key_range: tuple[int, int] | None,
     normalize: str,
-    query_reduction: Reduction,
+    query_reduction: RowReduction,
     head_reduction: Reduction,
     row_weights: Tensor | None,
     query_positions: Tensor | None,
@@ -102,7 +115,7 @@ def score_arguments(
         start,
         end,
         NORMALIZATIONS[normalize],
-        REDUCTIONS[query_reduction],
+        ROW_REDUCTIONS[query_reduction],
         REDUCTIONS[head_reduction],
     )
 
@@ -143,7 +156,7 @@ def check_scores(
     if key_range is not None:
         _checks.key_range(op, key_range, N)
     _checks.option(op, "normalize", normalize, NORMALIZATIONS)
-    _checks.option(op, "query_reduction", query_reduction, REDUCTIONS)
+    _checks.option(op, "query_reduction", query_reduction, ROW_REDUCTIONS)
     _checks.option(op, "head_reduction", head_reduction, REDUCTIONS)
     if bias is not None:
         _check_bias(op, bias, query, (B, H, L, N))
@@ -153,8 +166,32 @@ def check_scores(
             _checks.tensor(op, name, value, len(expected), layout, (dtype,))
             _checks.exact_shape(op, name, value, expected, layout)
             _checks.same_device(op, name, value, "query", query)
-    if row_weights is not None and query_reduction not in ("mean", "sum"):
-        _checks.bad_value(op, f"row_weights needs query_reduction 'mean' or 'sum', got {query_reduction!r}")
+    if row_weights is not None and query_reduction not in ("mean", "sum", "visible_mean"):
+        _checks.bad_value(op, f"row_weights needs query_reduction 'mean', 'sum' or 'visible_mean', got {query_reduction!r}")
+
+
+def check_attention_scores(query: Any, key: Any, options: tuple[Any, ...], activation: Any, head_weights: Any, accumulate: Any) -> None:
+    """check_scores, and the rules of the arguments that prune_tokens does not take."""
+    op = "attention_scores"
+    check_scores(op, query, key, *options)
+    lse, key_range, query_reduction, head_reduction = options[3], options[4], options[6], options[7]
+    _checks.option(op, "activation", activation, ACTIVATIONS)
+    if activation != "softmax" and lse is not None:
+        _checks.bad_value(op, f"lse needs activation 'softmax', got {activation!r}")
+    if head_weights is not None:
+        _check_dense(op, "head_weights", head_weights, query.shape[:2], "(B, H)", query)
+        if head_reduction not in ("mean", "sum"):
+            _checks.bad_value(op, f"head_weights needs head_reduction 'mean' or 'sum', got {head_reduction!r}")
+    if accumulate is not None:
+        start, end = key_range or (0, key.shape[2])
+        wanted = score_shape(query, end - start, ROW_REDUCTIONS[query_reduction], REDUCTIONS[head_reduction])
+        _check_dense(op, "accumulate", accumulate, wanted, "of the shape of the scores", query)
+
+
+def _check_dense(op: str, name: str, value: Any, expected: tuple[int, ...], layout: str, query: Tensor) -> None:
+    _checks.tensor(op, name, value, dtypes=(torch.float32,))
+    _checks.exact_shape(op, name, value, expected, layout)
+    _checks.same_device(op, name, value, "query", query)
 
 
 def _check_bias(op: str, bias: Any, query: Tensor, full: tuple[int, ...]) -> None:
@@ -187,11 +224,13 @@ def _fake(
     normalize: int,
     query_reduction: int,
     head_reduction: int,
+    activation: int,
+    head_weights: Tensor | None,
+    accumulate: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    names = tuple(REDUCTIONS)
-    options = (scale, causal, bias, lse, (range_begin, range_end), tuple(NORMALIZATIONS)[normalize])
-    reductions = (names[query_reduction], names[head_reduction])
-    check_scores("attention_scores", query, key, *options, *reductions, row_weights, query_positions)
+    reductions = (tuple(ROW_REDUCTIONS)[query_reduction], tuple(REDUCTIONS)[head_reduction])
+    options = (scale, causal, bias, lse, (range_begin, range_end), tuple(NORMALIZATIONS)[normalize], *reductions, row_weights)
+    check_attention_scores(query, key, (*options, query_positions), tuple(ACTIVATIONS)[activation], head_weights, accumulate)
     scores = query.new_empty(score_shape(query, range_end - range_begin, query_reduction, head_reduction), dtype=torch.float32)
     return scores, query.new_empty(query.shape[:3], dtype=torch.float32)
 

@@ -1,0 +1,100 @@
+// What a row sees, and its logits: visibility, bias, activation. Shared by the few-row and the all-row kernel of score_cpu.
+#pragma once
+
+#include "core/simd.h"
+#include "score/score.h"
+
+TS_ISA_BEGIN
+
+// Number of leading keys that row l of batch b may see; 0 for an unused row.
+TS_INLINE int64_t visible_keys(const ScoreParams& p, int64_t b, int64_t l) {
+  int64_t end = p.N;
+  if (p.query_positions) {
+    end = p.query_positions[b * p.L + l] + 1;
+  } else if (p.causal) {
+    end = p.N - p.L + l + 1;
+  }
+  return end < 0 ? 0 : smaller(end, p.N);
+}
+
+struct BiasRow {
+  const void* data = nullptr;  // of key 0 of the chunk; null = none
+  DType dtype = DType::kFloat32;
+  int64_t step = 1;  // 0 = one value for all keys
+};
+
+template <typename T>
+TS_INLINE Vec bias_sixteen(const void* data, int64_t step, int64_t i, int64_t n) {
+  const T* x = static_cast<const T*>(data);
+  if (step == 0) return splat(to_float(x[0]));
+  return n >= kLanes ? load(x + i) : load_n(x + i, n);
+}
+
+TS_INLINE Vec float_bias(const BiasRow& bias, int64_t i, int64_t n) {
+  if (bias.dtype == DType::kFloat32) return bias_sixteen<float>(bias.data, bias.step, i, n);
+  if (bias.dtype == DType::kFloat16) return bias_sixteen<Half>(bias.data, bias.step, i, n);
+  return bias_sixteen<BFloat>(bias.data, bias.step, i, n);
+}
+
+TS_INLINE Mask flagged_lanes(const BiasRow& bias, int64_t i, int64_t n) {  // of a bool bias
+  const uint8_t* flag = static_cast<const uint8_t*>(bias.data);
+  Mask visible = first_lanes(n);
+  if (bias.step == 0) return flag[0] ? visible : 0;
+  if (n >= kLanes) return visible & nonzero_bytes(flag + i);
+  for (int64_t j = 0; j < n; ++j) visible &= ~(static_cast<Mask>(flag[i + j] == 0) << j);
+  return visible;
+}
+
+// s = scale * dot + bias for keys [i, i + n); lanes that are not visible get -inf.
+TS_INLINE Vec logits(Vec dot, Vec scale, const BiasRow& bias, int64_t i, int64_t n) {
+  if (!bias.data) return select(first_lanes(n), mul(dot, scale), splat(-kInfinity));
+  if (bias.dtype == DType::kBool) return select(flagged_lanes(bias, i, n), mul(dot, scale), splat(-kInfinity));
+  return select(first_lanes(n), fma(dot, scale, float_bias(bias, i, n)), splat(-kInfinity));
+}
+
+TS_INLINE BiasRow bias_row(const ScoreParams& p, int64_t b, int64_t h, int64_t l, int64_t key) {
+  BiasRow bias;
+  if (!p.bias) return bias;
+  const int64_t first = b * p.bias_stride[0] + h * p.bias_stride[1] + l * p.bias_stride[2] + key * p.bias_stride[3];
+  bias.data = static_cast<const char*>(p.bias) + first * dtype_bytes(p.bias_dtype);
+  bias.dtype = p.bias_dtype;
+  bias.step = p.bias_stride[3];
+  return bias;
+}
+
+TS_INLINE Mask above_minus_infinity(Vec x) { return greater(x, splat(-kInfinity)) | is_nan(x); }
+
+TS_INLINE Vec sigmoid(Vec x) { return div(splat(1.0f), add(splat(1.0f), exp(sub(zero(), x)))); }
+
+// Value of an invisible key: 0, but "max" over rows of logits must not see it.
+TS_INLINE Vec hidden_value(const ScoreParams& p) {
+  return splat(p.activation == Activation::kLogit && p.query_reduction == Reduction::kMax ? -kInfinity : 0.0f);
+}
+
+TS_INLINE Vec activated(const ScoreParams& p, Vec s) {  // kLogit, kSigmoid
+  return select(above_minus_infinity(s), p.activation == Activation::kSigmoid ? sigmoid(s) : s, hidden_value(p));
+}
+
+TS_INLINE float row_weight(const ScoreParams& p, int64_t b, int64_t l) {
+  const bool weighted = p.row_weights && p.query_reduction != Reduction::kNone && p.query_reduction != Reduction::kMax;
+  return weighted ? p.row_weights[b * p.L + l] : 1.0f;
+}
+
+// Sum of the weights of the rows that see each of `count` <= 16 * vecs keys: what "visible mean" divides by.
+static void visible_weight(const ScoreParams& p, int64_t b, int64_t h, int64_t key, int64_t count, int vecs, Vec* out) {
+  for (int v = 0; v < vecs; ++v) out[v] = zero();
+  for (int64_t l = 0; l < p.L; ++l) {
+    const int64_t end = smaller(visible_keys(p, b, l) - key, count);
+    const BiasRow bias = bias_row(p, b, h, l, key);
+    const Vec weight = splat(row_weight(p, b, l));
+    for (int v = 0; v < vecs && v * kLanes < end; ++v) {
+      const int64_t n = end - v * kLanes;
+      Mask sees = first_lanes(n);
+      if (bias.data)
+        sees &= bias.dtype == DType::kBool ? flagged_lanes(bias, v * kLanes, n) : above_minus_infinity(float_bias(bias, v * kLanes, n));
+      out[v] = select(sees, add(out[v], weight), out[v]);
+    }
+  }
+}
+
+TS_ISA_END
