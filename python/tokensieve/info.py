@@ -82,7 +82,12 @@ def lines() -> list[tuple[str, str]]:
     ]
 
 
-HOOKS = {"enc": "before the language model", "dec": "between decoder layers"}
+HOOKS = {
+    "enc": "before the language model",
+    "dec": "between decoder layers",
+    "vid": "over the frames of a video",
+    "vit": "inside a vision transformer",
+}
 
 
 def method_rows() -> list[tuple[str, str, str, str]]:

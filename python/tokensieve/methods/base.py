@@ -13,7 +13,11 @@ class Method:
 
     title: ClassVar[str]
     paper: ClassVar[str]
-    hook: ClassVar[str]
+    hook: ClassVar[str]  # a key of `tokensieve.info.HOOKS`
+
+
+class TensorMethod(Method):
+    """A method that is called from your own model through the functions of its module; `sieve` does not drive it."""
 
 
 class Stage(NamedTuple):

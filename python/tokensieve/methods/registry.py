@@ -5,10 +5,14 @@ from __future__ import annotations
 import difflib
 
 from .base import Method
+from .damro import DAMRO
 from .fastervlm import FasterVLM
 from .fastv import FastV
 from .gsearch import GSearch, PSigmoid
+from .hired import HiRED
 from .pyramiddrop import PyramidDrop
+from .tsllava import TSLLaVA
+from .vtc_cls import VTCCLS
 
 _ALL: tuple[type[Method], ...] = (
     PyramidDrop,
@@ -16,6 +20,10 @@ _ALL: tuple[type[Method], ...] = (
     FasterVLM,
     GSearch,
     PSigmoid,
+    VTCCLS,
+    HiRED,
+    TSLLaVA,
+    DAMRO,
 )
 METHODS: dict[str, type[Method]] = {method.__name__: method for method in _ALL}
 

@@ -23,8 +23,12 @@ class Pruned(NamedTuple):
 
 def on_device(values: Sequence[int], device: torch.device) -> Tensor:
     """Host integers as an int64 tensor; pinned for a GPU, so that the copy does not wait for it."""
-    tensor = torch.tensor(values, dtype=torch.int64)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return to_device(torch.tensor(values, dtype=torch.int64), device)
+
+
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on the device; from pinned memory to a GPU, so that the copy does not wait for it."""
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
 
 def prune_span(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..flops import decoder_layer_flops
-from ..methods.base import DecoderMethod, EncoderMethod, Method
+from ..methods.base import DecoderMethod, EncoderMethod, Method, TensorMethod
 from .decoder import DecoderSieve
 from .images import ImageSource
 from .layout import Chunk, runs_of
@@ -30,6 +30,8 @@ class SieveRun:
     """
 
     def __init__(self, model: Any, method: Method, image_mask: Tensor | None = None, spans: Sequence[Any] | None = None) -> None:
+        if isinstance(method, TensorMethod):
+            raise TypeError(f"tokensieve.sieve: {type(method).__name__} is called through the functions of {type(method).__module__}")
         if not isinstance(method, (DecoderMethod, EncoderMethod)):
             got = f"the class {method.__name__}; call it" if isinstance(method, type) else type(method).__name__
             raise TypeError(f"tokensieve.sieve: method must be an instance from tokensieve.methods, got {got}")

@@ -1,0 +1,167 @@
+"""Methods that rank patches by the vision encoder's CLS row. "Eager code" takes that row out of whole attention maps, as the authors do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from reference import ops as reference
+from tokensieve import methods
+from tokensieve.methods import damro, fastervlm, hired, vtc_cls
+from torch import Tensor
+
+from .. import cases, checks, peers
+from ..harness import Case, Inputs, Settings
+
+CLIP, N = cases.CLIP, cases.CLIP.R
+
+
+def _row(name: str, what: str, parts: int, layers: int, k: int, make: Callable[[int], Inputs], fns: dict[str, Any], check: Any) -> Case:
+    """A step on `layers` CLIP layers of `parts` images or crops that keeps k tokens in all."""
+    return Case(
+        op=name,
+        case=f"prune step, {CLIP.label}, {what}",
+        dtype="f32",
+        inputs=make,
+        ours=fns.pop("ours"),
+        peers=fns,
+        check=check,
+        bytes=4 * (layers * parts * CLIP.Hkv * CLIP.N * CLIP.D + 2 * k * CLIP.C),
+        flops=2 * layers * parts * CLIP.H * CLIP.N * CLIP.D,
+        quick=True,
+    )
+
+
+def _inputs(device: str, parts: int, layers: int) -> Callable[[int], Inputs]:
+    """seed -> all queries and all keys of each layer, features."""
+
+    def make(seed: int) -> Inputs:
+        pairs = [cases.queries_keys(seed + 10 * layer, CLIP, parts, CLIP.N, device=device) for layer in range(layers)]
+        return [q for q, _ in pairs], [k for _, k in pairs], cases.randn(seed + 2, parts, N, CLIP.C, device=device)
+
+    return make
+
+
+def _truth(query: Tensor, key: Tensor) -> Tensor:
+    return reference.attention_scores(query[:, :, :1], key, key_range=CLIP.image)[0]
+
+
+def _smart(query: Tensor, key: Tensor) -> Tensor:
+    return peers.few_row_scores(query[:, :, :1], key, CLIP.image)
+
+
+def _map(query: Tensor, key: Tensor) -> Tensor:
+    return peers.map_scores(query, key, CLIP.image, 0, causal=False)
+
+
+def _fastervlm(settings: Settings) -> Case:
+    k = methods.FasterVLM().tokens
+
+    def ours(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
+        return fastervlm.keep_patches(queries[0][:, :, :1], keys[0], features, k)[:2]
+
+    def smart(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, ...]:
+        index = peers.topk_sort(_smart(queries[0], keys[0]), k)
+        return peers.rows(features, index), index
+
+    def eager(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
+        return peers.map_mask_prune(queries[0], keys[0], features, k)
+
+    def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
+        slack = checks.score_tolerance(torch.float32, is_ours)
+        want = _truth(inputs[0][0], inputs[1][0])
+        return checks.best(want, output[1], (0, N), k, slack) or checks.copies([inputs[2]], output[1], [output[0]])
+
+    fns = {"ours": ours, "smart eager": smart, "eager code": eager}
+    return _row("FasterVLM", f"5 crops, {N} keep {k}", 5, 1, 5 * k, _inputs(settings.device, 5, 1), fns, check)
+
+
+def _vtc_cls(settings: Settings) -> Case:
+    method = methods.VTCCLS()
+    k, layers = method.tokens, len(method.layers(24))
+
+    def ours(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
+        return vtc_cls.keep_patches([q[:, :, :1] for q in queries], keys, features, k)[:2]
+
+    def smart(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, ...]:
+        index = peers.topk_sort(sum(map(_smart, queries, keys)), k)  # type: ignore[arg-type]
+        return peers.rows(features, index), index
+
+    def eager(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, ...]:
+        index = sum(map(_map, queries, keys)).topk(k).indices.sort().values  # type: ignore[union-attr]
+        return peers.rows(features, index), index
+
+    def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
+        want = torch.stack([_truth(q, key) for q, key in zip(inputs[0], inputs[1])]).sum(0)
+        slack = checks.score_tolerance(torch.float32, is_ours)
+        return checks.best(want, output[1], (0, N), k, slack) or checks.copies([inputs[2]], output[1], [output[0]])
+
+    fns = {"ours": ours, "smart eager": smart, "eager code": eager}
+    return _row("VTCCLS", f"{layers} layers, {N} keep {k}", 1, layers, k, _inputs(settings.device, 1, layers), fns, check)
+
+
+def _hired(settings: Settings) -> Case:
+    method, parts = methods.HiRED(), 5
+    full, rest, mark = method.budgets(parts, N)
+
+    def ours(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
+        first = hired.cls_scores(queries[0][:1, :, :1], keys[0][:1])
+        return first, hired.select(first, hired.cls_scores(queries[1][:, :, :1], keys[1]), method).index
+
+    def by_part(first: Tensor, late: Tensor) -> Tensor:
+        """The authors' loop: top-k of every part, with budgets read on the host."""
+        found = torch.zeros(N, device=first.device).index_fill_(0, first[0].topk(mark).indices, 1.0).view(parts - 1, -1).sum(1)
+        budgets = [full, *(found / found.sum() * rest).to(torch.int32).tolist()]
+        index = torch.full((parts, max(full, rest)), -1, device=first.device)
+        for p, n in enumerate(budgets):
+            index[p, :n] = late[p].topk(n).indices.sort().values
+        return index
+
+    def smart(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
+        first = CLIP.H * _smart(queries[0][:1], keys[0][:1])
+        return first, by_part(first, CLIP.H * _smart(queries[1], keys[1]))
+
+    def eager(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
+        first = CLIP.H * _map(queries[0], keys[0])[:1]
+        return first, by_part(first, CLIP.H * _map(queries[1], keys[1]))
+
+    def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
+        late, slack = _truth(inputs[0][1], inputs[1][1]), checks.score_tolerance(torch.float32, is_ours)
+        if problem := checks.near(output[0] / CLIP.H, _truth(inputs[0][0][:1], inputs[1][0][:1]), slack):
+            return problem
+        want = by_part(output[0], late)
+        for p in range(parts):
+            kept = output[1][p : p + 1, : int((want[p] >= 0).sum())]
+            if problem := checks.best(late[p : p + 1], kept, (0, N), kept.shape[1], slack):
+                return f"part {p}: {problem}"
+        return checks.equal(output[1] >= 0, want >= 0)
+
+    fns = {"ours": ours, "smart eager": smart, "eager code": eager}
+    return _row("HiRED", f"5 crops, keep {full + rest} of {parts * N}", parts, 2, 0, _inputs(settings.device, parts, 2), fns, check)
+
+
+def _damro(settings: Settings) -> Case:
+    method = methods.DAMRO()
+
+    def ours(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
+        return damro.negative_tokens(queries[0][:, :, :1], keys[0], features, method)[:2]
+
+    def joined(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        return query[:, :, :1].transpose(1, 2).flatten(2)[:, None], key.transpose(1, 2).flatten(2)[:, None]
+
+    def eager(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, ...]:
+        query, key = joined(queries[0], keys[0])
+        index = torch.softmax(query @ key.transpose(2, 3) * query.shape[3] ** -0.5, -1)[:, 0, 0, 1:].topk(method.tokens).indices
+        return peers.rows(features, index), index
+
+    def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
+        want = reference.attention_scores(*joined(inputs[0][0], inputs[1][0]), key_range=CLIP.image)[0]
+        slack = checks.score_tolerance(torch.float32, is_ours)
+        return checks.best(want, output[1], (0, N), method.tokens, slack) or checks.copies([inputs[2]], output[1], [output[0]])
+
+    case = f"5 crops, {method.tokens} of {N}, one head of {CLIP.C}"
+    return _row("DAMRO", case, 5, 1, 5 * method.tokens, _inputs(settings.device, 5, 1), {"ours": ours, "eager code": eager}, check)
+
+
+STEPS = {"FasterVLM": _fastervlm, "VTCCLS": _vtc_cls, "HiRED": _hired, "DAMRO": _damro}
