@@ -7,7 +7,7 @@ from typing import Any
 
 import tokensieve as ts
 import torch
-from tokensieve.methods import fastv, pyramiddrop
+from tokensieve.methods import fastv, pyramiddrop, step
 from torch import Tensor
 
 from .. import cases, checks, peers
@@ -82,4 +82,26 @@ def _pyramiddrop(settings: Settings) -> Case:
     return _decoder("PyramidDrop", k, ours, smart, eager, settings.device)
 
 
-STEPS = {"PyramidDrop": _pyramiddrop, "FastV": _fastv}
+def _scheduled(name: str) -> Callable[[Settings], Case]:
+    """The first stage of a schedule: a FastV step with the schedule's count. No official code was at hand: FastV's map is "eager code"."""
+
+    def build(settings: Settings) -> Case:
+        shape = cases.LLAVA15
+        k = ts.methods.METHODS[name]().keep_count(0, shape.R)  # type: ignore[attr-defined]
+
+        def ours(query: Tensor, key: Tensor, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
+            done = step.prune_span(query[:, :, -1:], key, tensors[:1], k, shape.image)
+            return done.tensors[0], done.index
+
+        def smart(query: Tensor, key: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+            return peers.smart_prune(query[:, :, -1:], key, tensors[:1], k, shape.image)
+
+        def eager(query: Tensor, key: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+            return peers.map_prune(query, key, tensors[:1], k, shape.image, -1, causal=True)
+
+        return _decoder(name, k, ours, smart, eager, settings.device)
+
+    return build
+
+
+STEPS = {"PyramidDrop": _pyramiddrop, "FastV": _fastv, "GSearch": _scheduled("GSearch"), "PSigmoid": _scheduled("PSigmoid")}

@@ -88,7 +88,7 @@ def select(first: Tensor, late: Tensor, method: HiRED, grid: tuple[int, int] | N
     Example:
         >>> late = torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]])
         >>> select(late, late, HiRED(rate=0.5)).index.tolist()
-        [[0, 1, 2], [2, 3, -1], [-1, -1, -1]]
+        [[0, 1, 2], [1, 2, 3], [-1, -1, -1]]
     """
     P, N = late.shape
     full, rest, mark = method.budgets(P, N)
@@ -123,7 +123,7 @@ def pack(kept: Kept, image_size: tuple[int, int], grid: tuple[int, int], side: t
     Example:
         >>> late = torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]])
         >>> pack(select(late, late, HiRED(rate=0.5)), (8, 4), (2, 1), (2, 2))
-        (tensor([[ 0,  1,  2,  6,  7, -1]]), tensor([5]))
+        (tensor([[0, 1, 2, 5, 6, 7]]), tensor([6]))
     """
     P, N = kept.scores.shape
     marks = torch.zeros(P, N + 1, dtype=torch.bool, device=kept.scores.device)
