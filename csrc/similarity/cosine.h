@@ -36,8 +36,9 @@ struct CosineParams {
 constexpr int64_t kMaxNeighbours = 32;
 
 // similarity = (a . b) / (|a| |b|) in float32; 0 where either row has norm 0, so a zero row never gives NaN. NaN ranks below everything.
-// Ties go to the lowest index. kMean, kSum, kMax run over the candidates; no candidate gives 0. kMean and kSum use
-// a_hat . (sum of unit rows of b): one pass over each input, no M x N products.
+// Ties go to the lowest index. kMean, kSum, kMax run over the candidates; no candidate gives 0. kNone stores 0 where there is no candidate.
+// kMax equals kMatch with T = 1: NaN only if nothing else is there. kMean and kSum use a_hat . (sum of unit rows of b): one pass over each
+// input, no M x N products; exclude_self subtracts a_hat[m] . b_hat[m]. A NaN row among the candidates makes them NaN.
 
 struct CosinePlan {
   int64_t tile_rows = 0, tile_columns = 0;

@@ -18,7 +18,7 @@ enum class DiverseOrder : int { kPosition = 0, kPick = 1 };
 struct DiverseParams {
   const void* x = nullptr;              // [B, N, C] dtype
   const uint8_t* candidates = nullptr;  // [B, N] bool, false = does not exist; may be null
-  const int64_t* first = nullptr;       // [B] first pick; null: the candidate whose nearest other candidate is farthest
+  const int64_t* first = nullptr;       // [B] first pick; null, or no candidate (also -1): the candidate whose nearest other is farthest
   int64_t* index = nullptr;             // [B, K]; rows with fewer than K candidates end with -1
   void* workspace = nullptr;            // plan.workspace_bytes, 64-byte aligned, contents undefined
   int32_t* semaphores = nullptr;        // CUDA only: plan.num_semaphores, zero on entry, left zero on exit
@@ -30,8 +30,10 @@ struct DiverseParams {
   DType dtype = DType::kFloat32;
 };
 
-// Distances are float32 and symmetric: d(i, j) is computed once per pair, in one fixed order. Ties go to the lowest index. A token is picked
-// once: with fewer distinct points than K the rest are duplicates, lowest index first. A NaN row is at distance 0 from everything.
+// Distances are float32, never negative and symmetric: d(i, j) is computed once per pair, in one fixed order, and is exactly 0 between rows
+// of the same values (cosine = dot(i, j) / sqrt(dot(i, i) * dot(j, j)), the three dots summed alike). Ties go to the lowest index. A token is
+// picked once: with fewer distinct points than K the rest are duplicates, lowest index first. A NaN row is at distance 0 from everything.
+// A first outside [-1, N) is refused on the CPU; on CUDA it counts as -1.
 
 struct DiversePlan {
   bool store_distances = true;  // the N x N matrix in the workspace; else one row recomputed per pick
