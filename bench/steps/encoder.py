@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from reference import ops as reference
 from tokensieve import methods
-from tokensieve.methods import damro, fastervlm, hired, vtc_cls
+from tokensieve.methods import damro, fastervlm, fopru, globalcom2, hired, vtc_cls
 from torch import Tensor
 
 from .. import cases, checks, peers
@@ -164,4 +165,68 @@ def _damro(settings: Settings) -> Case:
     return _row("DAMRO", case, 5, 1, 5 * method.tokens, _inputs(settings.device, 5, 1), {"ours": ours, "eager code": eager}, check)
 
 
-STEPS = {"FasterVLM": _fastervlm, "VTCCLS": _vtc_cls, "HiRED": _hired, "DAMRO": _damro}
+def _fopru(settings: Settings) -> Case:
+    method = methods.FoPru()
+    k = method.keep_count(N)
+
+    def ours(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
+        return fopru.keep_patches(queries[0], keys[0], features, method)[:2]
+
+    def eager(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, ...]:
+        weights = torch.softmax(queries[0] @ keys[0].transpose(2, 3) * CLIP.D**-0.5, -1).mean(1)[:, 1:, 1:]
+        given, received = weights.mean(2), weights.mean(1)
+        chosen = received if received.var() >= given.var() else given
+        index = peers.topk_sort(chosen, k)
+        return peers.rows(features, index), index
+
+    def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
+        want = reference.attention_scores(inputs[0][0][:, :, 1:], inputs[1][0], key_range=CLIP.image)[0]
+        slack = checks.score_tolerance(torch.float32, is_ours)
+        return checks.best(want, output[1], (0, N), k, slack) or checks.copies([inputs[2]], output[1], [output[0]])
+
+    fns = {"ours": ours, "eager code": eager}
+    case = _row("FoPru", f"all rows, {N} keep {k}", 1, 1, k, _inputs(settings.device, 1, 1), fns, check)
+    return replace(case, flops=2 * CLIP.H * CLIP.N * CLIP.N * CLIP.D)
+
+
+def _globalcom2(settings: Settings) -> Case:
+    method, parts, size, grid, side = methods.GlobalCom2(), 5, (672, 640), (2, 2), (24, 24)
+
+    def ours(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> Tensor:
+        return globalcom2.select(globalcom2.cls_logits(queries[0][:, :, :1], keys[0]), method, size, grid, side).crops
+
+    def by_crop(scores: Tensor) -> Tensor:
+        """The authors' loops: a sum over the patches of each cell on the host, then norms and top-k crop by crop."""
+        shown, high = torch.zeros(4, N, dtype=torch.bool), 48 - 2 * ((48 - int(640 * (48 / 672))) // 2)
+        picture = torch.nn.functional.interpolate(scores[:1].view(1, 1, 24, 24), size=(high, 48), mode="bilinear", align_corners=False)
+        full = torch.nn.functional.pad(picture[0, 0], (0, 0, (48 - high) // 2, (48 - high) // 2), value=torch.nan)
+        shared = full.view(2, 24, 2, 24).transpose(1, 2).reshape(4, N)
+        shown, sums = shared == shared, [0.0] * 4
+        for n, value in enumerate(scores[0].tolist()):
+            sums[n // 24 // 12 * 2 + n % 24 // 12] += value
+        share = torch.tensor(sums, dtype=torch.float64).div(method.temperature).softmax(0)
+        index = torch.full((4, N), -1, device=scores.device)
+        for c in range(4):
+            there = shown[c].nonzero()[:, 0]
+            own, above = scores[1 + c][there], shared[c][there]
+            count = int(len(there) * min(1.0, method.ratio * (1 + float(share[c] - share.mean()))))
+            index[c, :count] = there[(own / own.norm() + above / above.norm()).topk(count).indices].sort().values
+        return index
+
+    def eager(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> Tensor:
+        logits = (queries[0] * CLIP.D**-0.5) @ keys[0].transpose(2, 3)
+        logits.softmax(-1)  # the patched layer makes both
+        return by_crop(logits.mean(1)[:, 0, 1:])
+
+    def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
+        query, key = inputs[0][0][:, :, :1].double(), inputs[1][0].double()
+        want = by_crop((query @ key.transpose(2, 3)).mean(1)[:, 0, 1:].float() * CLIP.D**-0.5)
+        width = min(want.shape[1], output.shape[1])
+        differ = int((want[:, :width].cpu() != output[:, :width].cpu()).sum())
+        return f"{differ} positions differ" if differ > (0 if is_ours else 8) else None  # a rounded score may swap two neighbours
+
+    fns = {"ours": ours, "eager code": eager}
+    return _row("GlobalCom2", f"5 crops, {N} keep {method.thumbnail_count(N)}", parts, 1, 0, _inputs(settings.device, parts, 1), fns, check)
+
+
+STEPS = {"FasterVLM": _fastervlm, "VTCCLS": _vtc_cls, "HiRED": _hired, "DAMRO": _damro, "FoPru": _fopru, "GlobalCom2": _globalcom2}

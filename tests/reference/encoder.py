@@ -67,3 +67,56 @@ def even_positions(total: int, count: int) -> list[int]:
     step = Fraction(float(np.float32(total - 1) / np.float32(count - 1)))
     exact = [i * step if i < count // 2 else total - 1 - (count - 1 - i) * step for i in range(count)]
     return [int(np.rint(np.float32(float(x)))) for x in exact]
+
+
+def patch_attention(query: Tensor, key: Tensor) -> Tensor:
+    """(H, N + 1, D) each -> (N, N) float64 mean over heads of the softmax over all keys, without CLS."""
+    maps = [torch.softmax(q @ k.T / math.sqrt(q.shape[1]), 1) for q, k in zip(query.double(), key.double())]
+    return torch.stack(maps).mean(0)[1:, 1:]
+
+
+def globalcom2(scores: Tensor, ratio: float, tau: float, image_size: Pair, grid: Pair, side: Pair) -> tuple[list[float], list[Tensor]]:
+    """Share of each crop, and of each crop {patch: combined score} as (N,) with NaN in the padding; scores (1 + G, N), thumbnail first."""
+    (wide, high), (rows, columns) = grid, side
+    sums = [0.0] * (wide * high)
+    for n, value in enumerate(scores[0].double().tolist()):
+        row, column = min(n // columns // (rows // high), high - 1), min(n % columns // (columns // wide), wide - 1)
+        sums[row * wide + column] += value
+    e = [math.exp((s - max(sums)) / tau) for s in sums]
+    share = [x / (sum(e) + 1e-8) for x in e]
+    shares = [min(1.0, ratio * (1 + s - sum(share) / len(share))) for s in share]
+    picture = unpadded(stitched(grid, side), image_size)
+    small = scores[0].double().view(rows, columns)
+    own: list[dict[int, float]] = [{} for _ in sums]
+    shared: list[dict[int, float]] = [{} for _ in sums]
+    for y, line in enumerate(picture):
+        for x, (crop, patch) in enumerate(line):
+            own[crop][patch] = float(scores[1 + crop, patch])
+            shared[crop][patch] = bilinear(small, (y + 0.5) * rows / len(picture) - 0.5, (x + 0.5) * columns / len(line) - 0.5)
+    combined = []
+    for a, b in zip(own, shared):
+        norms = [math.sqrt(sum(v * v for v in d.values())) for d in (a, b)]
+        combined.append(torch.tensor([a[n] / norms[0] + b[n] / norms[1] if n in a else math.nan for n in range(rows * columns)]))
+    return shares, combined
+
+
+def bilinear(x: Tensor, row: float, column: float) -> float:
+    """Value of (rows, columns) between its points; outside, the edge goes on."""
+    row, column = min(max(row, 0.0), x.shape[0] - 1.0), min(max(column, 0.0), x.shape[1] - 1.0)
+    r, c = int(row), int(column)
+    r1, c1, fr, fc = min(r + 1, x.shape[0] - 1), min(c + 1, x.shape[1] - 1), row - int(row), column - int(column)
+    upper = float(x[r, c]) * (1 - fc) + float(x[r, c1]) * fc
+    return upper * (1 - fr) + (float(x[r1, c]) * (1 - fc) + float(x[r1, c1]) * fc) * fr
+
+
+def ademvl(hidden: Tensor, visual: Tensor, e1: Tensor, e2: Tensor, drop: float) -> tuple[Tensor, Tensor]:
+    """(L, C), (N, C), (N, C), (N, C) -> (L, N) scores and (L, C) sums, float64, one row and one visual token at a time."""
+    h, v = hidden.double(), visual.double()
+    q, k, values = h / (1 + (-h).exp()), (v + e1) / (1 + (-(v + e1)).exp()), v + e2
+    scores = torch.stack([torch.stack([(a * b).sum() for b in k]) for a in q])
+    out = torch.zeros_like(h)
+    for row, line in enumerate(scores.tolist()):
+        limit = sorted(line)[int(drop * len(line))]
+        for n, score in enumerate(line):
+            out[row] += score * values[n] if score >= limit else 0
+    return scores, out

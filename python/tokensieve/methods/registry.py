@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 
+from .ademvl import ADEMVL
 from .base import Method
 from .damro import DAMRO
 from .fastervlm import FasterVLM
 from .fastv import FastV
+from .fopru import FoPru
+from .globalcom2 import GlobalCom2
 from .gsearch import GSearch, PSigmoid
 from .hired import HiRED
+from .mirage import MIRAGE
 from .pyramiddrop import PyramidDrop
 from .tsllava import TSLLaVA
 from .vtc_cls import VTCCLS
@@ -24,6 +28,10 @@ _ALL: tuple[type[Method], ...] = (
     HiRED,
     TSLLaVA,
     DAMRO,
+    FoPru,
+    GlobalCom2,
+    MIRAGE,
+    ADEMVL,
 )
 METHODS: dict[str, type[Method]] = {method.__name__: method for method in _ALL}
 

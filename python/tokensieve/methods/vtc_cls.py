@@ -67,8 +67,7 @@ def summed_scores(queries: Sequence[Tensor], keys: Sequence[Tensor]) -> Tensor:
     )
     scores: Tensor | None = None
     for query, key in zip(queries, keys):
-        layer = ops.attention_scores(query, key, key_range=(1, key.shape[2]))
-        scores = layer if scores is None else scores + layer
+        scores = ops.attention_scores(query, key, key_range=(1, key.shape[2]), accumulate=scores)
     assert scores is not None
     return scores
 

@@ -1,0 +1,140 @@
+"""GlobalCom2: the thumbnail says how much each crop keeps, and helps to rank its patches (arXiv 2501.05179, AAAI 2026)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .anyres import crop_cells, mosaic, padding_cut, shown_patches
+from .base import TensorMethod, require, require_numbers
+from .step import to_device
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class GlobalCom2(TensorMethod):
+    """GlobalCom2 (arXiv 2501.05179): keep a quarter of thumbnail and crops; crops that the thumbnail's CLS attends to keep more.
+
+    Scores are the CLS row of the encoder's LAST layer before the softmax, mean over heads. A crop's share follows a softmax over the sums
+    of the thumbnail's scores in its cell; its patches are ranked by their own score plus the thumbnail's there, both divided by their norm.
+
+    Args:
+        ratio: share of tokens kept (retention_ratio); the newline tokens of the mosaic come on top.
+        temperature: tau of the softmax over the crops.
+
+    Differs from the official code: kept tokens of a padded mosaic go back to their own places (there, to places shifted by the padding,
+    which mixes rows); every image of a prompt uses its own scores (there, the second uses the first's); ties go to the lowest patch.
+
+    Example:
+        >>> GlobalCom2(ratio=0.1).thumbnail_count(576)
+        57
+    """
+
+    title = "GlobalCom2"
+    paper = "arXiv 2501.05179"
+    hook = "enc"
+
+    ratio: float = 0.25
+    temperature: float = 10.0
+
+    def __post_init__(self) -> None:
+        require_numbers(self, ratio=self.ratio, temperature=self.temperature)
+        require(0 <= self.ratio <= 1, self, "ratio must be in [0, 1]", self.ratio)
+        require(self.temperature > 0, self, "temperature must be positive", self.temperature)
+
+    def thumbnail_count(self, patches: int) -> int:
+        """Thumbnail tokens that stay."""
+        return int(patches * self.ratio)
+
+
+class Kept(NamedTuple):
+    """Result of `select`: (1, T) thumbnail patches by falling score, (G, K) crop patches ascending with -1 pads, (G,) their counts."""
+
+    thumbnail: Tensor
+    crops: Tensor
+    counts: Tensor
+
+
+def cls_logits(query: Tensor, key: Tensor) -> Tensor:
+    """(P, N) scaled CLS logits, mean over heads, no softmax; query (P, H, 1, D), key (P, H, N + 1, D) with CLS first."""
+    return ops.attention_scores(query, key, key_range=(1, key.shape[2]), activation="logit")
+
+
+def crop_ratios(scores: Tensor, method: GlobalCom2, grid: Pair, side: Pair) -> Tensor:
+    """(wide * high,) float64 share that each crop keeps, from the (P, N) scores, thumbnail first.
+
+    Example:
+        >>> crop_ratios(torch.tensor([[10.0, 0.0, 0.0, 0.0]]), GlobalCom2(ratio=0.5), (2, 1), (2, 2))
+        tensor([0.6155, 0.3845], dtype=torch.float64)
+    """
+    cells = torch.nn.functional.one_hot(crop_cells(grid, side), grid[0] * grid[1]).T.double()
+    richness = to_device(cells, scores.device) @ scores[0].double()
+    e = ((richness - richness.max()) / method.temperature).exp()
+    share = e / (e.sum() + 1e-8)
+    return (method.ratio * (1 + share - share.mean())).clamp(max=1)
+
+
+def crop_scores(scores: Tensor, image_size: Pair, grid: Pair, side: Pair) -> tuple[Tensor, Tensor]:
+    """((G, N) float32 score of every crop's patch, own plus global, 0 in the padding; (G, N) bool, what is not padding).
+
+    Args:
+        scores: (1 + G, N) `cls_logits`, thumbnail first; image_size: (width, height) of the original image.
+        grid: (wide, high) crops; side: (rows, columns) of patches in a crop.
+    """
+    G, places = grid[0] * grid[1], mosaic(grid, side)
+    require(scores.shape[0] == 1 + G, "GlobalCom2", f"scores must have a thumbnail and {G} crops", tuple(scores.shape))
+    top, bottom, left, right = padding_cut(image_size, (places.shape[1], places.shape[0]))
+    require(top < bottom and left < right, "GlobalCom2", f"image_size must show a patch of the {tuple(places.shape)} mosaic", image_size)
+    picture = scores[:1].view(1, 1, *side)
+    resized = torch.nn.functional.interpolate(picture, size=(bottom - top, right - left), mode="bilinear", align_corners=False)
+    where = to_device(places[top:bottom, left:right].flatten(), scores.device)
+    shared = scores.new_zeros(scores[1:].numel()).scatter(0, where, resized.flatten()).view(G, -1)
+    shown = to_device(shown_patches(image_size, grid, side), scores.device)
+    own = scores[1:].masked_fill(~shown, 0)
+    return own / own.norm(dim=1, keepdim=True) + shared / shared.norm(dim=1, keepdim=True), shown
+
+
+def select(scores: Tensor, method: GlobalCom2, image_size: Pair, grid: Pair, side: Pair) -> Kept:
+    """What GlobalCom2 keeps of one image; arguments as in `crop_scores`. K is the largest count that is possible: no host sync.
+
+    Example:
+        >>> scores = torch.tensor([[4.0, 0.0, 1.0, 0.0], [1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]])
+        >>> kept = select(scores, GlobalCom2(ratio=0.5), (8, 4), (2, 1), (2, 2))
+        >>> kept.thumbnail, kept.crops[:, :2]
+        (tensor([[0, 2]]), tensor([[ 0,  1],
+                [ 0, -1]]))
+    """
+    G, N = scores.shape[0] - 1, scores.shape[1]
+    combined, shown = crop_scores(scores, image_size, grid, side)
+    counts = (shown.sum(1) * crop_ratios(scores, method, grid, side)).long()
+    most = min(N, int(N * min(1.0, method.ratio * (2 - 1 / G))) + 1)
+    crops = ops.select_topk(combined, counts, max_k=most, candidates=shown)
+    return Kept(ops.select_topk(scores[:1], method.thumbnail_count(N), order="score"), crops, counts)
+
+
+def pack(kept: Kept, method: GlobalCom2, grid: Pair, side: Pair) -> tuple[Tensor, Tensor]:
+    """The order of the language model: thumbnail by falling score, then the mosaic's raster, a newline after each of its rows.
+
+    Returns:
+        (1, T) int64 positions in the flattened (P * N) patches, P * N = the newline, -1 padded at the end; (1,) how many there are.
+
+    Example:
+        >>> crops = torch.tensor([[2, 3], [0, -1]])
+        >>> pack(Kept(torch.tensor([[0, 2]]), crops, torch.tensor([2, 1])), GlobalCom2(ratio=0.5), (2, 1), (2, 2))[0]
+        tensor([[ 0,  2,  8, 12,  6,  7, 12, -1, -1]])
+    """
+    G, N = kept.crops.shape[0], side[0] * side[1]
+    marks = torch.zeros(G, N + 1, dtype=torch.bool, device=kept.crops.device)
+    marks.scatter_(1, torch.where(kept.crops < 0, N, kept.crops), True)
+    flat = torch.nn.functional.pad(marks[:, :N].reshape(-1), (0, 1), value=True)  # the newline is always there
+    lines = to_device(torch.nn.functional.pad(mosaic(grid, side), (0, 1), value=G * N).flatten(), marks.device)
+    present = flat[lines][None]
+    most = min(lines.numel(), int(method.ratio * G * N) + 1 + side[0] * grid[1])  # 1: the product may round down
+    chosen = ops.select_topk(present.float(), most, candidates=present)
+    crops = torch.where(chosen < 0, -1, lines[chosen.clamp(min=0)] + N)
+    return torch.cat([kept.thumbnail, crops], 1), present.sum(1) + kept.thumbnail.shape[1]
