@@ -44,7 +44,7 @@ GATHER_SIZES = ((576, 144, 4096), (2880, 640, 4096), (12544, 3136, 3584))  # (N,
 
 
 def name(dtype: torch.dtype) -> str:
-    return {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int64: "i64"}[dtype]
+    return {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int64: "i64", torch.float64: "f64"}[dtype]
 
 
 def randn(seed: int, *shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:

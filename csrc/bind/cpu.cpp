@@ -7,6 +7,7 @@
 #include <atomic>
 #include <memory>
 
+#include "bind/budget_ops.h"
 #include "bind/gather_ops.h"
 #include "bind/prune_ops.h"
 #include "bind/score_ops.h"
@@ -87,6 +88,7 @@ struct CpuBackend {
 
   static Status score(ScoreParams& p, const Tensor& like) { return run(score_plan_cpu, score_cpu, p, like); }
   static Status topk(TopkParams& p, const Tensor& like) { return run(topk_plan_cpu, topk_cpu, p, like); }
+  static Status budget(const BudgetParams& p, const Tensor&) { return budget_cpu(p, level(), torch_threads); }
   static Status gather(const GatherParams& p, const Tensor&) { return gather_cpu(p, level(), torch_threads); }
   static Status scatter(const GatherParams& p, const Tensor&) { return scatter_rows_cpu(p, level(), torch_threads); }
 
@@ -106,6 +108,7 @@ struct CpuBackend {
 STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, m) {
   m.impl("attention_scores", TORCH_BOX(&attention_scores<CpuBackend>));
   m.impl("select_topk", TORCH_BOX(&select_topk<CpuBackend>));
+  m.impl("allocate_budget", TORCH_BOX(&allocate_budget<CpuBackend>));
   m.impl("gather_tokens", TORCH_BOX(&gather_tokens<CpuBackend>));
   m.impl("gather_tokens_out", TORCH_BOX(&gather_tokens_out<CpuBackend>));
   m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward<CpuBackend>));

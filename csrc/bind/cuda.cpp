@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "bind/budget_ops.h"
 #include "bind/gather_ops.h"
 #include "bind/prune_ops.h"
 #include "bind/score_ops.h"
@@ -103,6 +104,10 @@ struct CudaBackend {
   static Status score(ScoreParams& p, const Tensor& like) { return run(score_plan_cuda, score_cuda, p, like); }
   static Status topk(TopkParams& p, const Tensor& like) { return run(topk_plan_cuda, topk_cuda, p, like); }
 
+  static Status budget(const BudgetParams& p, const Tensor& like) {
+    return budget_cuda(p, budget_plan_cuda(p, device_info(like)), current_stream(like));
+  }
+
   static Status gather(const GatherParams& p, const Tensor& like) {
     return gather_cuda(p, gather_plan_cuda(p, device_info(like)), current_stream(like));
   }
@@ -129,6 +134,7 @@ struct CudaBackend {
 STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("attention_scores", TORCH_BOX(&attention_scores<CudaBackend>));
   m.impl("select_topk", TORCH_BOX(&select_topk<CudaBackend>));
+  m.impl("allocate_budget", TORCH_BOX(&allocate_budget<CudaBackend>));
   m.impl("gather_tokens", TORCH_BOX(&gather_tokens<CudaBackend>));
   m.impl("gather_tokens_out", TORCH_BOX(&gather_tokens_out<CudaBackend>));
   m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward<CudaBackend>));

@@ -9,6 +9,9 @@ STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def("attention_scores(Tensor query, Tensor key, " TS_SCORE_ARGUMENTS
         ", int activation, Tensor? head_weights, Tensor? accumulate) -> (Tensor, Tensor)");
   m.def("select_topk(Tensor scores, SymInt k, Tensor? k_rows, Tensor? candidates, Tensor? always_keep, int order) -> Tensor");
+  m.def(
+      "allocate_budget(Tensor weights, SymInt? total, Tensor? total_rows, SymInt? cap, Tensor? cap_parts, float? ratio, int mode, "
+      "int remainder, float temperature, float epsilon) -> (Tensor, Tensor)");
   m.def("gather_tokens(Tensor[] tensors, Tensor index) -> Tensor[]");
   m.def("gather_tokens_out(Tensor[] tensors, Tensor index, Tensor(a!)[] out) -> ()");
   m.def("gather_tokens_backward(Tensor[] grads, Tensor index, SymInt N) -> Tensor[]");

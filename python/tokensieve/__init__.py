@@ -9,6 +9,7 @@ from . import methods, ops, schedules
 from ._version import __version__
 from .ops import (
     PruneResult,
+    allocate_budget,
     attention_scores,
     debug_checks,
     gather_tokens,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PruneResult",
     "__version__",
+    "allocate_budget",
     "attach",
     "attention_scores",
     "debug_checks",

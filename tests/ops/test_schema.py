@@ -14,6 +14,8 @@ SCORE_EXTRAS = "int activation, Tensor? head_weights, Tensor? accumulate"
 SCHEMAS = {
     "attention_scores": f"(Tensor query, Tensor key, {SCORE}, {SCORE_EXTRAS}) -> (Tensor, Tensor)",
     "select_topk": "(Tensor scores, SymInt k, Tensor? k_rows, Tensor? candidates, Tensor? always_keep, int order) -> Tensor",
+    "allocate_budget": "(Tensor weights, SymInt? total, Tensor? total_rows, SymInt? cap, Tensor? cap_parts, float? ratio, int mode, "
+    "int remainder, float temperature, float epsilon) -> (Tensor, Tensor)",
     "gather_tokens": "(Tensor[] tensors, Tensor index) -> Tensor[]",
     "gather_tokens_out": "(Tensor[] tensors, Tensor index, Tensor(a!)[] out) -> ()",
     "gather_tokens_backward": "(Tensor[] grads, Tensor index, SymInt N) -> Tensor[]",

@@ -2,6 +2,7 @@
 
 from .. import _load  # noqa: F401  (registers the C++ ops that the modules below look up)
 from ._debug import debug_checks
+from .budget import allocate_budget
 from .gather import gather_tokens, gather_tokens_out
 from .prune import PruneResult, prune_tokens
 from .score import attention_scores
@@ -9,6 +10,7 @@ from .select import select_topk
 
 __all__ = [
     "PruneResult",
+    "allocate_budget",
     "attention_scores",
     "debug_checks",
     "gather_tokens",
