@@ -12,6 +12,7 @@
 #include "bind/prune_ops.h"
 #include "bind/score_ops.h"
 #include "bind/select_ops.h"
+#include "bind/similarity_ops.h"
 
 namespace tokensieve::bind {
 namespace {
@@ -89,6 +90,8 @@ struct CpuBackend {
   static Status score(ScoreParams& p, const Tensor& like) { return run(score_plan_cpu, score_cpu, p, like); }
   static Status topk(TopkParams& p, const Tensor& like) { return run(topk_plan_cpu, topk_cpu, p, like); }
   static Status budget(const BudgetParams& p, const Tensor&) { return budget_cpu(p, level(), torch_threads); }
+  static Status cosine(CosineParams& p, const Tensor& like) { return run(cosine_plan_cpu, cosine_cpu, p, like); }
+  static Status diverse(DiverseParams& p, const Tensor& like) { return run(diverse_plan_cpu, diverse_cpu, p, like); }
   static Status gather(const GatherParams& p, const Tensor&) { return gather_cpu(p, level(), torch_threads); }
   static Status scatter(const GatherParams& p, const Tensor&) { return scatter_rows_cpu(p, level(), torch_threads); }
 
@@ -113,6 +116,9 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, m) {
   m.impl("gather_tokens_out", TORCH_BOX(&gather_tokens_out<CpuBackend>));
   m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward<CpuBackend>));
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CpuBackend>));
+  m.impl("cosine_match", TORCH_BOX(&cosine_match<CpuBackend>));
+  m.impl("cosine_scores", TORCH_BOX(&cosine_scores<CpuBackend>));
+  m.impl("select_diverse", TORCH_BOX(&select_diverse<CpuBackend>));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(tokensieve, CompositeExplicitAutograd, m) {

@@ -17,6 +17,9 @@ STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def("gather_tokens_backward(Tensor[] grads, Tensor index, SymInt N) -> Tensor[]");
   m.def("prune_tokens(Tensor query, Tensor key, Tensor[] tensors, SymInt k, " TS_SCORE_ARGUMENTS
         ", bool keep_outside) -> (Tensor[], Tensor, Tensor)");
+  m.def("cosine_match(Tensor a, Tensor b, SymInt k, bool largest, Tensor? candidates, bool exclude_self) -> (Tensor, Tensor)");
+  m.def("cosine_scores(Tensor a, Tensor b, int reduction, Tensor? candidates, bool exclude_self) -> Tensor");
+  m.def("select_diverse(Tensor x, SymInt k, Tensor? candidates, Tensor? first, int metric, int order) -> Tensor");
   m.def("cpu_level() -> int");
   m.def("best_cpu_level() -> int");
   m.def("set_cpu_level(int level) -> ()");

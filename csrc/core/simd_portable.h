@@ -54,6 +54,16 @@ TS_INLINE Vec div(Vec a, Vec b) {
   TS_EACH a.x[i] /= b.x[i];
   return a;
 }
+TS_INLINE Vec sqrt(Vec a) {
+#if defined(__SSE2__)
+  TS_EACH a.x[i] = (Float4)_mm_sqrt_ps((__m128)a.x[i]);
+#else
+  TS_EACH {
+    for (int j = 0; j < 4; ++j) a.x[i][j] = __builtin_sqrtf(a.x[i][j]);
+  }
+#endif
+  return a;
+}
 TS_INLINE Float4 choose(Int4 m, Float4 a, Float4 b) {
   Int4 x, y;
   __builtin_memcpy(&x, &a, 16);
@@ -64,6 +74,10 @@ TS_INLINE Float4 choose(Int4 m, Float4 a, Float4 b) {
 }
 TS_INLINE Vec max(Vec a, Vec b) {  // a > b ? a : b
   TS_EACH a.x[i] = choose(a.x[i] > b.x[i], a.x[i], b.x[i]);
+  return a;
+}
+TS_INLINE Vec min(Vec a, Vec b) {  // a < b ? a : b
+  TS_EACH a.x[i] = choose(a.x[i] < b.x[i], a.x[i], b.x[i]);
   return a;
 }
 TS_INLINE Mask lane_bits(const Int4* m) {

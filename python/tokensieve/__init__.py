@@ -11,10 +11,13 @@ from .ops import (
     PruneResult,
     allocate_budget,
     attention_scores,
+    cosine_match,
+    cosine_scores,
     debug_checks,
     gather_tokens,
     gather_tokens_out,
     prune_tokens,
+    select_diverse,
     select_topk,
 )
 
@@ -27,6 +30,8 @@ __all__ = [
     "allocate_budget",
     "attach",
     "attention_scores",
+    "cosine_match",
+    "cosine_scores",
     "debug_checks",
     "detach",
     "gather_tokens",
@@ -35,6 +40,7 @@ __all__ = [
     "ops",
     "prune_tokens",
     "schedules",
+    "select_diverse",
     "select_topk",
     "sieve",
 ]

@@ -3,18 +3,23 @@
 from .. import _load  # noqa: F401  (registers the C++ ops that the modules below look up)
 from ._debug import debug_checks
 from .budget import allocate_budget
+from .diverse import select_diverse
 from .gather import gather_tokens, gather_tokens_out
 from .prune import PruneResult, prune_tokens
 from .score import attention_scores
 from .select import select_topk
+from .similarity import cosine_match, cosine_scores
 
 __all__ = [
     "PruneResult",
     "allocate_budget",
     "attention_scores",
+    "cosine_match",
+    "cosine_scores",
     "debug_checks",
     "gather_tokens",
     "gather_tokens_out",
     "prune_tokens",
+    "select_diverse",
     "select_topk",
 ]

@@ -86,6 +86,19 @@ def integer(op: str, name: str, value: Any) -> None:
         bad_type(op, f"{name} must be an int, got {type(value).__name__}")
 
 
+def flag(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        bad_type(op, f"{name} must be a bool, got {type(value).__name__}")
+
+
+def token_mask(op: str, name: str, mask: Any, tokens_name: str, tokens: Tensor) -> None:
+    """`mask` is (B, N) bool over the tokens of a (B, N, ...) tensor."""
+    tensor(op, name, mask, 2, "(B, N)", (torch.bool,))
+    exact_shape(op, name, mask, tuple(tokens.shape[:2]), "(B, N)")
+    same_device(op, name, mask, tokens_name, tokens)
+    contiguous_last(op, name, mask)
+
+
 def key_range(op: str, value: Any, N: int) -> None:
     if not isinstance(value, Sequence) or len(value) != 2:
         bad_type(op, f"key_range must be a pair (start, end) of ints, got {value!r}")

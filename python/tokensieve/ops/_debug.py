@@ -87,3 +87,11 @@ def indices(op: str, index: Tensor, N: int) -> None:
     if bool(twice.any()):
         row, column = _first(twice)
         _checks.bad_value(op, f"index must name a token once per row (debug check), got {int(ordered[row, column])} twice in row {row}")
+
+
+def first_picks(op: str, first: Tensor, N: int) -> None:
+    """Raises for first picks outside [-1, N)."""
+    wrong = (first < -1) | (first >= N)
+    if bool(wrong.any()):
+        row = _first(wrong)[0]
+        _checks.bad_value(op, f"first must be in [-1, N={N}), got {int(first[row])} in row {row}")

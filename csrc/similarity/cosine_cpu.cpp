@@ -1,0 +1,270 @@
+// cosine_match and cosine_scores on the CPU: a [B, M, C], b [B, N, C] (float32, float16, bfloat16) -> the T best columns of every row of
+// a, or every similarity, or one value a row. Sources: ToMe (arXiv 2210.09461, section 3), DART (arXiv 2502.11494, section 3.3).
+//
+// Algorithm: a is packed into panels and scaled to norm 1, b is packed as it is; blocks of 144 x 144 dot products stay in L2, are scaled by
+// 1 / |b| and reduced there, so the M x N matrix is never stored (kNone stores it, being asked to). With one block of rows (text queries,
+// pivots) b is packed block by block in L2 and read from memory once. kMatch and kMax: a row is scanned 16 columns at a time for values
+// above its worst kept one, which random data meets T * ln(N / T) times. Lists of different column ranges merge in order.
+//
+// Work: M N C multiply-adds; M = N = 577, C = 64: 21 M, 0.3 ms on one AVX2 core. M = 16, N = 2880, C = 4096: bound by reading b (47 MB).
+// Exact and deterministic: same bits on every level and number of threads; ties to the lowest index, NaN last.
+#include "core/simd.h"
+#include "similarity/cosine_cpu_layout.h"
+#include "similarity/cosine_sum_cpu.h"
+#include "similarity/dot_tile_cpu.h"
+
+TS_ISA_BEGIN
+
+namespace {
+
+constexpr int64_t kBlockPanels = kDotBlock / kPanelRows;
+constexpr float kNanRank = -4.0f;  // below every cosine, above an empty place (-inf)
+
+struct Block {  // dot products of up to 144 rows of a with up to 144 rows of b
+  int64_t b, row, rows, column, columns;
+  alignas(64) float dot[kDotBlock * kDotBlock];
+  alignas(64) float inverse[kDotBlock];  // 1 / |b|, negative where the lowest similarity is wanted
+  Mask allowed[kBlockPanels];            // columns that exist and are candidates
+};
+
+using Task = sums::Task;
+
+TS_INLINE float* a_panels(const Task& t, int64_t g) {
+  return static_cast<float*>(t.p.workspace) + t.at.a + g * dot_ceil(t.p.M, kPanelRows) * dot_panel_floats(t.p.C);
+}
+TS_INLINE float* b_panels(const Task& t, int64_t g) {
+  return static_cast<float*>(t.p.workspace) + t.at.b + g * dot_ceil(t.p.N, kPanelRows) * dot_panel_floats(t.p.C);
+}
+TS_INLINE float* b_inverse(const Task& t, int64_t g) {
+  return static_cast<float*>(t.p.workspace) + t.at.inverse + g * dot_round_up(t.p.N, 16);
+}
+
+// The 16 rows of a panel; behind the last row, that one again.
+template <typename T>
+TS_INLINE void panel_rows(const T** row, const void* data, int64_t batch_offset, int64_t stride, int64_t first, int64_t count) {
+  for (int j = 0; j < kLanes; ++j) row[j] = static_cast<const T*>(data) + batch_offset + smaller(first + j, count - 1) * stride;
+}
+
+template <typename T>
+void pack_a(const Task& t, int64_t g, int64_t panel) {
+  const CosineParams& p = t.p;
+  const T* row[kLanes];
+  panel_rows(row, p.a, (t.first_image + g) * p.a_stride[0], p.a_stride[1], panel * kPanelRows, p.M);
+  float* const to = a_panels(t, g) + panel * dot_panel_floats(p.C);
+  dots::scale_panel(to, p.C, dots::inverse_norm(dots::pack_panel(row, p.C, to)));
+}
+
+template <typename T>
+void pack_b(const Task& t, int64_t g, int64_t panel) {
+  const CosineParams& p = t.p;
+  const T* row[kLanes];
+  panel_rows(row, p.b, (t.first_image + g) * p.b_stride[0], p.b_stride[1], panel * kPanelRows, p.N);
+  const Vec squares = dots::pack_panel(row, p.C, b_panels(t, g) + panel * dot_panel_floats(p.C));
+  store(b_inverse(t, g) + panel * kPanelRows, dots::inverse_norm(squares));
+}
+
+// Packs 128 channels of every panel of b in turn and multiplies.
+template <typename T>
+void multiply_unpacked(const Task& t, dots::Side a, Block& x) {
+  alignas(64) float packed[kBlockPanels * dots::kDims * kLanes];
+  const CosineParams& p = t.p;
+  const int64_t panels = dot_ceil(x.columns, kPanelRows);
+  Vec squares[kBlockPanels];
+  for (int64_t i = 0; i < panels; ++i) squares[i] = zero();
+  int64_t d = 0;
+  do {
+    const int64_t dims = smaller(dots::kDims, p.C - d);
+    for (int64_t i = 0; i < panels; ++i) {
+      const T* row[kLanes];
+      panel_rows(row, p.b, x.b * p.b_stride[0], p.b_stride[1], x.column + i * kPanelRows, p.N);
+      squares[i] = add(squares[i], dots::pack(row, d, dims, packed + i * dots::kDims * kLanes));
+    }
+    dots::block({a.data + d * kLanes, a.panel_step}, x.rows, {packed, dots::kDims * kLanes}, panels, dims, d == 0, false, x.dot, kDotBlock);
+    d += dots::kDims;
+  } while (d < p.C);
+  for (int64_t i = 0; i < panels; ++i) store(x.inverse + i * kLanes, dots::inverse_norm(squares[i]));
+}
+
+template <typename T>
+void multiply(const Task& t, int64_t g, Block& x) {
+  const CosineParams& p = t.p;
+  const int64_t panel = dot_panel_floats(p.C), panels = dot_ceil(x.columns, kPanelRows);
+  const dots::Side a = {a_panels(t, g) + x.row / kPanelRows * panel, panel};
+  if (t.at.pack_b) {
+    dots::all_channels(a, x.rows, {b_panels(t, g) + x.column / kPanelRows * panel, panel}, panels, p.C, false, x.dot, kDotBlock);
+    for (int64_t i = 0; i < panels * kLanes; i += kLanes) store(x.inverse + i, load(b_inverse(t, g) + x.column + i));
+  } else {
+    multiply_unpacked<T>(t, a, x);
+  }
+  const uint8_t* const allowed = p.candidates ? p.candidates + x.b * p.candidates_stride + x.column : nullptr;
+  for (int64_t i = 0; i < panels; ++i) {
+    const int64_t left = x.columns - i * kLanes;
+    if (!p.largest) store(x.inverse + i * kLanes, mul(load(x.inverse + i * kLanes), splat(-1.0f)));
+    x.allowed[i] = first_lanes(left);
+    if (allowed && left >= kLanes) x.allowed[i] = nonzero_bytes(allowed + i * kLanes);
+    for (int64_t j = 0; allowed && left < kLanes && j < left; ++j) {
+      if (!allowed[i * kLanes + j]) x.allowed[i] &= ~(1u << j);
+    }
+  }
+}
+
+// The columns of panel i that row m may take.
+TS_INLINE Mask taken(const CosineParams& p, const Block& x, int64_t m, int64_t i) {
+  const int64_t self = m - x.column - i * kLanes;
+  return p.exclude_self && self >= 0 && self < kLanes ? x.allowed[i] & ~(1u << self) : x.allowed[i];
+}
+
+// Puts a column into a descending list of `keep`; after its equals, which have lower indices.
+TS_INLINE void insert(float* rank, int32_t* index, int64_t keep, float value, int32_t column) {
+  int64_t at = keep - 1;
+  for (; at > 0 && value > rank[at - 1]; --at) {
+    rank[at] = rank[at - 1];
+    index[at] = index[at - 1];
+  }
+  rank[at] = value;
+  index[at] = column;
+}
+
+// Merges the columns of a block into the lists of its rows.
+void scan_block(const Task& t, const Block& x, float* rank, int32_t* index) {
+  const int64_t keep = t.at.keep, panels = dot_ceil(x.columns, kPanelRows);
+  for (int64_t r = 0; r < x.rows; ++r, rank += keep, index += keep) {
+    for (int64_t i = 0; i < panels; ++i) {
+      Vec value = mul(load(x.dot + r * kDotBlock + i * kLanes), load(x.inverse + i * kLanes));
+      value = select(is_nan(value), splat(kNanRank), value);
+      Mask better = greater(value, splat(rank[keep - 1])) & taken(t.p, x, x.row + r, i);
+      if (!better) continue;
+      float lane[kLanes];
+      store(lane, value);
+      for (; better; better &= better - 1) {
+        const int j = __builtin_ctz(better);
+        if (lane[j] > rank[keep - 1]) insert(rank, index, keep, lane[j], static_cast<int32_t>(x.column + i * kLanes + j));
+      }
+    }
+  }
+}
+
+void store_block(const Task& t, const Block& x) {
+  const CosineParams& p = t.p;
+  for (int64_t r = 0; r < x.rows; ++r) {
+    float* const to = p.value + (x.b * p.M + x.row + r) * p.N + x.column;
+    for (int64_t i = 0; i * kLanes < x.columns; ++i) {
+      const Vec value = mul(load(x.dot + r * kDotBlock + i * kLanes), load(x.inverse + i * kLanes));
+      store_n(to + i * kLanes, select(taken(p, x, x.row + r, i), value, zero()), x.columns - i * kLanes);
+    }
+  }
+}
+
+template <typename T>
+void run_task(const Task& t, int64_t g, int64_t row_block, int64_t split) {
+  const CosineParams& p = t.p;
+  Block x;
+  x.b = t.first_image + g;
+  x.row = row_block * kDotBlock;
+  x.rows = smaller(kDotBlock, p.M - x.row);
+  const int64_t list = ((g * t.at.splits + split) * p.M + x.row) * t.at.keep;
+  float* const rank = static_cast<float*>(p.workspace) + t.at.rank + list;
+  int32_t* const index = reinterpret_cast<int32_t*>(static_cast<float*>(p.workspace) + t.at.index) + list;
+  const bool stores = p.reduction == CosineReduction::kNone;
+  for (int64_t i = 0; !stores && i < x.rows * t.at.keep; ++i) {
+    rank[i] = -kInfinity;
+    index[i] = -1;
+  }
+  for (int64_t c = split * t.at.column_blocks / t.at.splits; c < (split + 1) * t.at.column_blocks / t.at.splits; ++c) {
+    x.column = c * kDotBlock;
+    x.columns = smaller(kDotBlock, p.N - x.column);
+    multiply<T>(t, g, x);
+    if (stores) {
+      store_block(t, x);
+    } else {
+      scan_block(t, x, rank, index);
+    }
+  }
+}
+
+// Merges the lists of all splits into the first, in order, and emits it.
+void finish_row(const Task& t, int64_t g, int64_t m) {
+  const CosineParams& p = t.p;
+  const int64_t keep = t.at.keep, step = p.M * keep, first = g * t.at.splits * step + m * keep;
+  float* const rank = static_cast<float*>(p.workspace) + t.at.rank + first;
+  int32_t* const index = reinterpret_cast<int32_t*>(static_cast<float*>(p.workspace) + t.at.index) + first;
+  for (int64_t s = 1; s < t.at.splits; ++s) {
+    for (int64_t i = 0; i < keep && rank[s * step + i] > rank[keep - 1]; ++i) {
+      insert(rank, index, keep, rank[s * step + i], index[s * step + i]);
+    }
+  }
+  const int64_t out = ((t.first_image + g) * p.M + m) * keep;
+  for (int64_t i = 0; i < keep; ++i) {
+    const float value = rank[i] == kNanRank ? __builtin_nanf("") : p.largest ? rank[i] : 0.0f - rank[i];
+    p.value[out + i] = index[i] < 0 ? 0.0f : value;
+    if (p.reduction == CosineReduction::kMatch) p.index[out + i] = index[i];
+  }
+}
+
+template <typename T>
+void run_images(const Task& t, ParallelForFn threads) {
+  const CosineParams& p = t.p;
+  const int64_t a_count = dot_ceil(p.M, kPanelRows), b_count = dot_ceil(p.N, kPanelRows), pack_grain = 1 + 4000 / (p.C + 1);
+  parallel_for(threads, t.images * a_count, pack_grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) pack_a<T>(t, i / a_count, i % a_count);
+  });
+  if (t.at.pack_b) {
+    parallel_for(threads, t.images * b_count, pack_grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) pack_b<T>(t, i / b_count, i % b_count);
+    });
+  }
+  const int64_t tasks = t.at.row_blocks * t.at.splits;
+  const int64_t cost = smaller(p.M, kDotBlock) * (p.N / t.at.splits) * (p.C + 16);  // about 16 a nanosecond
+  parallel_for(threads, t.images * tasks, 1 + 400000 / (cost + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) run_task<T>(t, i / tasks, i % tasks / t.at.splits, i % t.at.splits);
+  });
+  if (p.reduction == CosineReduction::kNone) return;
+  parallel_for(threads, t.images * p.M, 1 + 20000 / (10 + t.at.splits * t.at.keep), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) finish_row(t, i / p.M, i % p.M);
+  });
+}
+
+template <typename T>
+void run(const CosineParams& p, const CosineLayout& at, ParallelForFn threads) {
+  for (int64_t b = 0; b < p.B; b += at.images) {
+    const Task t = {p, at, b, smaller(at.images, p.B - b)};
+    if (at.sums) {
+      sums::run<T>(t, threads);
+    } else {
+      run_images<T>(t, threads);
+    }
+  }
+}
+
+}  // namespace
+
+Status cosine_level(const CosineParams& p, ParallelForFn threads) {
+  const CosineLayout at = cosine_layout(p);
+  if (p.dtype == DType::kFloat32) {
+    run<float>(p, at, threads);
+  } else if (p.dtype == DType::kFloat16) {
+    run<Half>(p, at, threads);
+  } else {
+    run<BFloat>(p, at, threads);
+  }
+  return Status::success();
+}
+
+TS_ISA_END
+
+#if TS_ISA_LEVEL == 0
+namespace tokensieve {
+TS_CPU_LEVELS(Status cosine_level(const CosineParams& params, ParallelForFn threads))
+
+Status cosine_cpu(const CosineParams& params, const CosinePlan& plan, CpuLevel level, ParallelForFn threads) {
+  const CosineParams& p = params;
+  if (p.dtype == DType::kBool) return Status::error("a and b must be float32, float16 or bfloat16");
+  if (p.N >= int64_t{1} << 31) return Status::error("N must be below 2^31");
+  if (p.T < 1 || p.T > kMaxNeighbours) return Status::error("k must be in [1, 32]");
+  if (p.reduction != CosineReduction::kMatch && !p.largest) return Status::error("only kMatch looks for the lowest similarity");
+  if (p.B == 0 || p.M == 0) return Status::success();
+  if (plan.workspace_bytes > 0 && !p.workspace) return Status::error("workspace is missing");
+  TS_CPU_SWITCH(level, cosine_level(params, threads))
+}
+}  // namespace tokensieve
+#endif
