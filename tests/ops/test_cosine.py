@@ -101,7 +101,8 @@ def test_cosine_zero_norm_and_large_values(device: str) -> None:
 def test_cosine_no_candidates_gives_minus_one_and_zero(device: str) -> None:
     a, none = normal(seeded(1), 2, 5, 8, device=device), torch.zeros(2, 5, dtype=torch.bool, device=device)
     value, index = ts.cosine_match(a, a, k=3, candidates=none)
-    assert bool((index == -1).all()) and bool((value == 0).all())
+    assert bool((index == -1).all())
+    assert bool((value == 0).all())
     for reduction in (None, "mean", "sum", "max"):
         assert bool((ts.cosine_scores(a, a, reduction=reduction, candidates=none) == 0).all())
     assert bool((ts.cosine_scores(a, a, reduction="bottom", t=2, candidates=none) == 0).all())
@@ -172,7 +173,8 @@ def test_cosine_is_deterministic_on_any_number_of_threads() -> None:
 def test_cosine_values_carry_no_gradient(device: str) -> None:
     a = normal(seeded(8), 1, 4, 6, device=device).requires_grad_()
     value, index = ts.cosine_match(a, a)
-    assert not value.requires_grad and not index.requires_grad
+    assert not value.requires_grad
+    assert not index.requires_grad
     for reduction in (None, "mean", "max"):
         assert not ts.cosine_scores(a, a, reduction=reduction).requires_grad
     assert not ts.cosine_scores(a, a, reduction="bottom", t=2).requires_grad
