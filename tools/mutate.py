@@ -24,7 +24,10 @@ from sanitize import ROOT, environment, pytest_command
 WORK = ROOT / "build" / "mutate"
 SOURCE = WORK / "source"
 RESULTS = WORK / "results.jsonl"
-TESTS = {"score": ["test_score_*.py"], "select": ["test_topk_*.py", "test_gather_*.py"]}  # other families: test_<family>*.py
+TESTS = {
+    "score": ["test_score_*.py", "test_colsum_*.py", "test_pagerank_*.py"],
+    "select": ["test_topk_*.py", "test_gather_*.py"],
+}  # other families: test_<family>*.py
 TIMEOUT = 300  # of one test run; a mutant may spin
 
 DROPS = re.compile(

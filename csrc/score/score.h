@@ -55,7 +55,7 @@ struct ScoreParams {
 // `normalize` only says which keys it covers. A NaN logit is its own key's affair.
 // Softmax: a NaN logit makes its whole row NaN. +inf logits are not special-cased (exp(inf - inf) = NaN, as in torch).
 
-enum class ScoreAlgo : int { kCpuChunks, kCluster, kSplit };
+enum class ScoreAlgo : int { kCpuChunks, kCluster, kSplit, kTwoPass, kStrip };  // the last two: all query rows
 
 struct ScorePlan {
   ScoreAlgo algo = ScoreAlgo::kCpuChunks;
@@ -66,6 +66,8 @@ struct ScorePlan {
   int64_t num_semaphores = 0;  // CUDA
   int threads = 0;             // CUDA: threads per block
   int64_t smem_bytes = 0;      // CUDA: dynamic shared memory per block
+  int64_t row_splits = 1;      // kTwoPass: blocks that share the keys of a tile of query rows (normalisers)
+  int64_t col_splits = 1;      // kTwoPass, kStrip: blocks that share the query rows of a tile of keys (scores)
   int64_t bytes_moved = 0;     // predicted compulsory traffic
   int64_t flops = 0;
 };

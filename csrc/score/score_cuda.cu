@@ -1,5 +1,6 @@
 // attention_scores on CUDA: parameters and plan -> kernel arguments, one or two launches.
 #include "device/simt.h"
+#include "score/colsum_args.h"
 #include "score/score_args.h"
 
 namespace tokensieve {
@@ -75,6 +76,7 @@ Status score_cuda(const ScoreParams& p, const ScorePlan& plan, void* stream) {
     if (n == 0) return Status::success();
     return simt::launch(score::zero_kernel, dim3(static_cast<unsigned>((n + 255) / 256)), dim3(256), 0, stream, p.scores, n);
   }
+  if (plan.algo == ScoreAlgo::kTwoPass) return colsum::score_two_pass(p, plan, stream);
   if (const char* why = score::refusal(p, plan)) return Status::error(why);
 
   score::Args a;

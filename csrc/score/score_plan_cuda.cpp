@@ -1,6 +1,7 @@
 // Plan of score_cuda: host arithmetic only, so it is tested without a GPU.
 #include <algorithm>
 
+#include "score/colsum_args.h"
 #include "score/score_args.h"
 
 namespace tokensieve {
@@ -85,8 +86,10 @@ ScorePlan score_plan_cuda(const ScoreParams& p, const DeviceInfo& device) {
   ScorePlan plan;
   const int64_t rows = p.Hkv > 0 ? p.H / p.Hkv * p.L : 0, R = p.range_end - p.range_begin;
   const int64_t limit = device.smem_per_block - score::kStaticShared;
-  if (p.lse_in != nullptr || !plan_cluster(p, device, rows, limit, plan)) plan_split(p, device, rows, limit, plan);
-  score::score_plan_sizes(p, plan);
+  if (!colsum::plan_two_pass(p, device, plan)) {
+    if (p.lse_in != nullptr || !plan_cluster(p, device, rows, limit, plan)) plan_split(p, device, rows, limit, plan);
+    score::score_plan_sizes(p, plan);
+  }
   const int64_t out_rows = (p.head_reduction == Reduction::kNone ? p.H : 1) * (p.query_reduction == Reduction::kNone ? p.L : 1);
   plan.bytes_moved = (p.B * p.Hkv * scanned_keys(p) * p.D + p.B * p.H * p.L * p.D) * dtype_bytes(p.dtype) + p.B * out_rows * R * 4;
   plan.flops = 2 * p.B * p.H * p.L * scanned_keys(p) * p.D;

@@ -1,5 +1,6 @@
 // score_cuda under the emulator, and its plan. Tensors arrive as storage + strides, so views need no copies; `p` is a dict of the fields of
 // ScoreParams (tests/kernels/score_cases.py builds it).
+#include "score/colsum_args.h"
 #include "score/score_args.h"
 #include "testing/bind.h"
 #include "testing/bind_fields.h"
@@ -29,6 +30,7 @@ ScoreParams shape_of(const py::dict& p) {
   s.normalize = static_cast<Normalize>(get<int>(p, "normalize", 0));
   s.query_reduction = static_cast<Reduction>(get<int>(p, "query_reduction", 1));
   s.head_reduction = static_cast<Reduction>(get<int>(p, "head_reduction", 1));
+  s.activation = static_cast<Activation>(get<int>(p, "activation", 0));
   s.dtype = dtype_of(get<std::string>(p, "dtype", "float32"));
   s.bias_dtype = dtype_of(get<std::string>(p, "bias_dtype", "float32"));
   static const float given = 0;
@@ -44,12 +46,24 @@ DeviceInfo device_of(const py::dict& p) {
   return device;
 }
 
+ScorePlan two_pass_plan_of(const py::dict& p, const ScoreParams& s) {
+  ScorePlan plan;
+  plan.algo = ScoreAlgo::kTwoPass;
+  const int64_t rows = colsum::stationary_rows(colsum::steps_of(s.dtype, s.D));
+  plan.num_chunks = (s.range_end - s.range_begin + rows - 1) / rows;
+  plan.row_splits = get<int64_t>(p, "row_splits", 1);
+  plan.col_splits = get<int64_t>(p, "col_splits", 1);
+  colsum::plan_two_pass_sizes(s, plan);
+  return plan;
+}
+
 // The plan, with what the test forces: algo, chunk_keys, rows_per_pass, threads.
 ScorePlan plan_of(const py::dict& p, const ScoreParams& s) {
   ScorePlan plan = score_plan_cuda(s, device_of(p));
   const auto algo = get<std::string>(p, "algo", "");
   if (algo == "cluster") plan.algo = ScoreAlgo::kCluster;
   if (algo == "split") plan.algo = ScoreAlgo::kSplit;
+  if (algo == "two_pass") return two_pass_plan_of(p, s);
   plan.rows_per_pass = get<int64_t>(p, "rows_per_pass", plan.rows_per_pass);
   plan.chunk_keys = get<int64_t>(p, "chunk_keys", plan.chunk_keys);
   const bool range_only = s.normalize == Normalize::kRange || s.lse_in != nullptr;
@@ -62,7 +76,10 @@ ScorePlan plan_of(const py::dict& p, const ScoreParams& s) {
 
 py::dict dict_of(const ScorePlan& plan) {
   py::dict d;
-  d["algo"] = plan.algo == ScoreAlgo::kCluster ? "cluster" : plan.algo == ScoreAlgo::kSplit ? "split" : "cpu_chunks";
+  const char* const names[] = {"cpu_chunks", "cluster", "split", "two_pass", "strip"};
+  d["algo"] = names[static_cast<int>(plan.algo)];
+  d["row_splits"] = plan.row_splits;
+  d["col_splits"] = plan.col_splits;
   d["chunk_keys"] = plan.chunk_keys;
   d["num_chunks"] = plan.num_chunks;
   d["rows_per_pass"] = plan.rows_per_pass;
@@ -84,6 +101,8 @@ py::dict run_score_cuda(const py::dict& p) {
   const DeviceBuffer weights = DeviceBuffer::of(array_of(p, "row_weights")), positions = DeviceBuffer::of(array_of(p, "query_positions"));
   s.query = query.as(), s.key = key.as(), s.bias = bias.as(), s.lse_in = lse.as<float>();
   s.row_weights = weights.as<float>(), s.query_positions = positions.as<int64_t>();
+  const DeviceBuffer head_weights = DeviceBuffer::of(array_of(p, "head_weights")), accumulate = DeviceBuffer::of(array_of(p, "accumulate"));
+  s.head_weights = head_weights.as<float>(), s.accumulate = accumulate.as<float>();
   const ScorePlan plan = plan_of(p, s);
   const int64_t heads = s.head_reduction == Reduction::kNone ? s.H : 1, rows = s.query_reduction == Reduction::kNone ? s.L : 1;
   const int64_t R = s.range_end - s.range_begin;

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-NONE, MEAN, SUM, MAX = range(4)
+NONE, MEAN, SUM, MAX, VISIBLE = range(5)  # VISIBLE: mean over the rows that see the key
 ROW, RANGE = range(2)
+SOFTMAX, LOGIT, SIGMOID = range(3)
 
 
 def to_bits(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -51,8 +52,12 @@ class Case:
     normalize: int = ROW
     query_reduction: int = MEAN
     head_reduction: int = MEAN
+    activation: int = SOFTMAX
+    head_weights: list[float] | None = None  # of every batch
+    accumulate: bool = False
     layout: str = "bhnd"
     offset_bytes: int = 0
+    scale: float | None = None
     plan: dict[str, Any] = field(default_factory=dict)
     query: np.ndarray | None = None
     key: np.ndarray | None = None
@@ -63,9 +68,12 @@ class Case:
         self.key_bits = to_bits(self._values(rng, self.key, (self.B, self.Hkv, self.N, self.D)), self.dtype)
         self.weights = rng.uniform(0.1, 2.0, (self.B, self.L)).astype(np.float32) if self.row_weights else None
         self.given_lse = rng.uniform(1.0, 3.0, (self.B, self.H, self.L)).astype(np.float32) if self.lse else None
+        self.heads = None if self.head_weights is None else np.tile(np.float32(self.head_weights), (self.B, 1))
         self.bias_bits, self.bias_dtype = self._bias(rng)
         self.begin, self.end = self.key_range if self.key_range is not None else (0, self.N)
-        self.scale = 1.0 / np.sqrt(max(1, self.D))
+        self.scale = 1.0 / np.sqrt(max(1, self.D)) if self.scale is None else self.scale
+        kept = (self.H if self.head_reduction == NONE else 1, self.L if self.query_reduction == NONE else 1, self.end - self.begin)
+        self.base = rng.uniform(0.0, 1.0, (self.B, *kept)).astype(np.float32) if self.accumulate else None
 
     @staticmethod
     def _values(rng: np.random.Generator, given: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
@@ -114,13 +122,16 @@ class Case:
             "normalize": self.normalize,
             "query_reduction": self.query_reduction,
             "head_reduction": self.head_reduction,
+            "activation": self.activation,
+            "head_weights": self.heads,
+            "accumulate": self.base,
             "dtype": self.dtype,
             "offset_bytes": self.offset_bytes,
             **self.plan,
         }
 
-    def probabilities(self) -> tuple[np.ndarray, np.ndarray]:
-        """exp(logit - lse) of every row and key of the range, and lse."""
+    def logits(self) -> np.ndarray:
+        """scale * q.k + bias of every row and key, -inf where not visible."""
         q, k = from_bits(self.query_bits, self.dtype), from_bits(self.key_bits, self.dtype)
         group = self.H // self.Hkv
         s = np.einsum("bhld,bhnd->bhln", q, np.repeat(k, group, axis=1)) * np.float32(self.scale).astype(np.float64)
@@ -135,7 +146,10 @@ class Case:
             visible &= n <= last
         elif self.causal:
             visible &= n <= (self.N - self.L + np.arange(self.L))[:, None]
-        s = np.where(visible, s, -np.inf)
+        return np.where(visible, s, -np.inf)
+
+    def probabilities(self, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is reduced, of every row and key of the range, and lse."""
         seen = s[..., self.begin : self.end] if self.normalize == RANGE else s
         if self.given_lse is not None:
             lse = self.given_lse.astype(np.float64)
@@ -145,26 +159,47 @@ class Case:
                 total = np.exp(seen - m[..., None]).sum(axis=-1)
                 lse = np.where(m == -np.inf, -np.inf, m + np.log(total))
         with np.errstate(all="ignore"):
-            p = np.where((lse == -np.inf)[..., None], 0.0, np.exp(s - lse[..., None]))
+            if self.activation == LOGIT:
+                p = np.where(s == -np.inf, 0.0, s)
+            elif self.activation == SIGMOID:
+                p = 1.0 / (1.0 + np.exp(-s))
+            else:
+                p = np.where((lse == -np.inf)[..., None], 0.0, np.exp(s - lse[..., None]))
         return p[..., self.begin : self.end], lse
+
+    def _reduce_rows(self, p: np.ndarray, visible: np.ndarray) -> np.ndarray:
+        used = np.ones((self.B, self.L)) if self.positions is None else (np.array(self.positions).reshape(self.B, self.L) >= 0) * 1.0
+        w = used if self.weights is None else self.weights.astype(np.float64)
+        if self.query_reduction == NONE:
+            return p
+        if self.query_reduction == MAX:
+            p = np.where(visible, p, -np.inf).max(axis=2, keepdims=True, initial=-np.inf)
+            return np.where(p == -np.inf, 0.0, p)
+        total = (p * w[:, None, :, None]).sum(axis=2, keepdims=True)
+        if self.query_reduction == SUM:
+            return total
+        if self.query_reduction == VISIBLE:
+            divisor = (visible * w[:, None, :, None]).sum(axis=2, keepdims=True)
+        else:
+            divisor = np.broadcast_to(w.sum(axis=1)[:, None, None, None], total.shape)
+        return np.divide(total, divisor, out=np.zeros_like(total), where=divisor != 0)
+
+    def _reduce_heads(self, p: np.ndarray) -> np.ndarray:
+        if self.head_reduction == NONE:
+            return p
+        if self.head_reduction == MAX:
+            return p.max(axis=1, keepdims=True)
+        w = np.ones((self.B, self.H)) if self.heads is None else self.heads.astype(np.float64)
+        p = np.where((w == 0)[:, :, None, None], 0.0, p * w[:, :, None, None]).sum(axis=1, keepdims=True)
+        divisor = np.broadcast_to(w.sum(axis=1)[:, None, None, None] if self.head_reduction == MEAN else 1.0, p.shape)
+        return np.divide(p, divisor, out=np.zeros_like(p), where=divisor != 0)
 
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
         """Scores [B, H or 1, L or 1, R] and lse."""
-        p, lse = self.probabilities()
-        used = np.ones((self.B, self.L)) if self.positions is None else (np.array(self.positions).reshape(self.B, self.L) >= 0) * 1.0
-        w = np.ones((self.B, self.L)) if self.weights is None else self.weights.astype(np.float64)
-        if self.query_reduction == MAX:
-            p = p.max(axis=2, keepdims=True, initial=0.0)
-        elif self.query_reduction != NONE:
-            p = (p * w[:, None, :, None]).sum(axis=2, keepdims=True)
-            if self.query_reduction == MEAN:
-                divisor = (w if self.weights is not None else used).sum(axis=1)[:, None, None, None]
-                p = np.divide(p, divisor, out=np.zeros_like(p), where=divisor != 0)
-        if self.head_reduction == MAX:
-            p = p.max(axis=1, keepdims=True)
-        elif self.head_reduction != NONE:
-            p = p.sum(axis=1, keepdims=True) / (self.H if self.head_reduction == MEAN else 1)
-        return p, lse
+        s = self.logits()
+        p, lse = self.probabilities(s)
+        scores = self._reduce_heads(self._reduce_rows(p, s[..., self.begin : self.end] != -np.inf))
+        return scores if self.base is None else self.base + scores, lse
 
 
 def check(kernels: Any, case: Case) -> dict[str, Any]:
@@ -175,6 +210,8 @@ def check(kernels: Any, case: Case) -> dict[str, Any]:
     result = kernels.score_cuda(case.arguments())
     scores, lse = case.expected()
     np.testing.assert_allclose(result["lse"], lse, rtol=1e-5, atol=1e-5, err_msg=f"lse of {case}")
-    np.testing.assert_allclose(result["scores"], scores, rtol=2e-5, atol=1e-9, err_msg=f"scores of {case}")
+    # Logits of either sign cancel: their error is relative to the largest.
+    atol = 1e-9 if case.activation == SOFTMAX or scores.size == 0 else 1e-5 * np.abs(np.nan_to_num(scores, posinf=0, neginf=0)).max()
+    np.testing.assert_allclose(result["scores"], scores, rtol=2e-5, atol=atol, err_msg=f"scores of {case}")
     assert not result["semaphores"].any(), "semaphores must be left at zero"
     return result

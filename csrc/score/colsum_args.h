@@ -1,0 +1,86 @@
+// Scores of all query rows on CUDA: what the launchers hand to the kernels of colsum_kernel.cuh. Internal to the room.
+#pragma once
+
+#include "core/device_info.h"
+#include "score/score.h"
+
+namespace tokensieve {
+namespace colsum {
+
+constexpr int kThreads = 128;  // 4 warps, each with its own rows of the stationary tile
+constexpr int kWarps = kThreads / 32;
+constexpr int kCols = 64;  // rows of a streamed tile
+
+// Steps of 16 elements of D that a kernel is compiled for; float32 loops over D and has one.
+constexpr int kStepChoices[] = {4, 5, 8, 16};
+constexpr int64_t kMaxDim = 256;
+// 16-row tensor-core tiles a warp holds: 64 rows (up to 128 registers of fragments) where D <= 128, else 32; float32: 16.
+constexpr int row_tiles(int steps) { return steps == 0 ? 1 : steps <= 8 ? 4 : 2; }
+constexpr int stationary_rows(int steps) { return kWarps * 16 * row_tiles(steps); }
+// 8 lanes read 2 rows x 64 bytes at once: rows of a streamed tile lie 64 bytes apart modulo the 128 bytes of all banks.
+constexpr int tile_row_bytes(int steps) { return (steps + 1) / 2 * 64 % 128 == 0 ? (steps + 1) / 2 * 64 + 64 : (steps + 1) / 2 * 64; }
+// float32: both operands in shared memory, rows 16 bytes apart modulo all banks.
+constexpr int64_t float_row_bytes(int64_t D) { return (D + 31) / 32 * 128 + 16; }
+constexpr int float_cols(int64_t D) { return D <= 64 ? 64 : 32; }
+constexpr int steps_of(DType dtype, int64_t D) {
+  if (dtype == DType::kFloat32) return 0;
+  for (int steps : kStepChoices) {
+    if (D <= 16 * steps) return steps;
+  }
+  return 16;
+}
+constexpr int64_t shared_bytes(DType dtype, int64_t D) {
+  const int steps = steps_of(dtype, D);
+  return steps > 0 ? 2 * kCols * tile_row_bytes(steps) : (stationary_rows(0) + 2 * float_cols(D)) * float_row_bytes(D);
+}
+
+struct Args {
+  ScoreParams p;
+  const float* weights = nullptr;  // of row (b, h, l) at b * weight_stride[0] + h * weight_stride[1] + l; null = 1
+  int64_t weight_stride[2] = {};
+  float factor = 1.0f;           // of every weight
+  float* stats = nullptr;        // [B, H, L, 2]: maximum in units of log2, 1 / sum of 2^(x - maximum); maximum -inf: the row sees nothing
+  float* split_stats = nullptr;  // [row_splits, B, H, L, 2]: maximum, sum of the keys of a split; null where row_splits = 1
+  float* partial = nullptr;      // linear: [Hkv x col_splits, B, R]; per head: [col_splits, B, H, R], then the counts alike
+  int row_tiles = 0, row_splits = 1;     // first sweep: tiles of query rows, of which each is split over the keys
+  int key_tiles = 0, col_splits = 1;     // second sweep: tiles of keys, of which each is split over the query rows
+  int64_t scan_begin = 0, scan_end = 0;  // first sweep: the keys that the normaliser covers
+  bool per_head = false;                 // partial results of every head (else the block's heads are added in its registers)
+  bool wide_loads = false;               // every row is 16-byte aligned and D a multiple of 16 bytes
+  bool with_lse = false;                 // the second sweep also copies lse_in to lse_out
+};
+
+// Softmax, sums over rows, no bias: the lean instantiation. Everything else: the general one.
+inline bool is_lean(const ScoreParams& p) {
+  return p.bias == nullptr && p.activation == Activation::kSoftmax && p.query_reduction != Reduction::kMax &&
+         p.query_reduction != Reduction::kVisibleMean;
+}
+// Sums over rows and heads are one sum, whose weights go into the row table. Otherwise each head is finished by itself.
+inline bool is_linear(const ScoreParams& p) {
+  const bool rows = p.query_reduction == Reduction::kMean || p.query_reduction == Reduction::kSum;
+  return rows && (p.head_reduction == Reduction::kMean || p.head_reduction == Reduction::kSum);
+}
+
+// One instantiation per element type and number of steps (inst/).
+template <typename T, int kSteps>
+Status launch_rows(const Args& args, int64_t smem_bytes, void* stream);  // first sweep: normalisers
+template <typename T, int kSteps>
+Status launch_columns(const Args& args, int64_t smem_bytes, void* stream);  // second sweep: scores
+
+// By element type and D (colsum_cuda.cu).
+Status run_rows(const Args& args, void* stream);
+Status run_columns(const Args& args, void* stream);
+Status score_two_pass(const ScoreParams& p, const ScorePlan& plan, void* stream);
+
+// The plan of kTwoPass (colsum_plan_cuda.cpp); false where the kernels do not take the shape.
+bool plan_two_pass(const ScoreParams& p, const DeviceInfo& device, ScorePlan& plan);
+// Fills workspace and semaphores from row_splits and col_splits (tests force those).
+void plan_two_pass_sizes(const ScoreParams& p, ScorePlan& plan);
+// Sizes of the workspace's parts, in floats.
+struct Parts {
+  int64_t stats = 0, split_stats = 0, partial = 0;
+};
+Parts two_pass_parts(const ScoreParams& p, int64_t row_splits, int64_t col_splits);
+
+}  // namespace colsum
+}  // namespace tokensieve

@@ -1,0 +1,225 @@
+// First sweep over all query rows: the normaliser of every row. A block holds row_tiles(steps) x 64 query rows of one head in registers
+// and streams its keys; every thread keeps the maximum and the sum of its own columns and they meet once, at the end: no shuffles in the
+// loop. The running maximum moves only when it is beaten by 2^64: float32 has the range, and the rescaling is one branch, rarely taken.
+#pragma once
+
+#include "score/colsum_tiles.cuh"
+
+namespace tokensieve {
+namespace colsum {
+
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+
+__device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
+__device__ __forceinline__ float nan_max(float a, float b) { return (a > b || a != a) ? a : b; }
+__device__ __forceinline__ int clamp_to(int64_t x, int64_t most) { return static_cast<int>(x < 0 ? 0 : x > most ? most : x); }
+
+// Row l sees keys [0, row_end). 0 for rows past L.
+__device__ __forceinline__ int row_end(const ScoreParams& p, int b, int64_t l) {
+  if (l >= p.L) return 0;
+  if (p.query_positions != nullptr) return clamp_to(p.query_positions[b * p.L + l] + 1, p.N);
+  return p.causal ? clamp_to(p.N - p.L + l + 1, p.N) : static_cast<int>(p.N);
+}
+
+__device__ __forceinline__ int64_t bias_offset(const ScoreParams& p, int b, int h, int64_t l, int64_t n) {
+  return b * p.bias_stride[0] + h * p.bias_stride[1] + l * p.bias_stride[2] + n * p.bias_stride[3];
+}
+__device__ __forceinline__ float load_bias(const ScoreParams& p, int64_t at) {
+  switch (p.bias_dtype) {
+    case DType::kFloat16:
+      return __half2float(static_cast<const __half*>(p.bias)[at]);
+    case DType::kBFloat16:
+      return __bfloat162float(static_cast<const __nv_bfloat16*>(p.bias)[at]);
+    case DType::kBool:
+      return static_cast<const uint8_t*>(p.bias)[at] != 0 ? 0.0f : -infinity();
+    default:
+      return static_cast<const float*>(p.bias)[at];
+  }
+}
+
+// Sum over the four lanes of a quad, the same bits in all of them.
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(simt::kFullMask, x, 1);
+  return x + __shfl_xor_sync(simt::kFullMask, x, 2);
+}
+__device__ __forceinline__ float quad_max(float x) {
+  const float y = nan_max(x, __shfl_xor_sync(simt::kFullMask, x, 1));
+  return nan_max(y, __shfl_xor_sync(simt::kFullMask, y, 2));
+}
+
+// 2^(value * scale) of one row's accumulators on top of (maximum, sum); scale >= 0.
+template <int kCount>
+__device__ __forceinline__ void add_to_row(const float (&value)[kCount], float scale, float& maximum, float& sum) {
+  float top = value[0];
+#pragma unroll
+  for (int i = 1; i < kCount; ++i) top = fmaxf(top, value[i]);
+  top *= scale;
+  if (top > maximum + 64.0f) {
+    sum *= simt::fast_exp2(maximum - top);
+    maximum = top;
+  }
+  const float base = maximum == -infinity() ? 0.0f : maximum;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sum += simt::fast_exp2(fmaf(value[i], scale, -base));
+}
+
+// (maximum, sum) of another part of the row. Not NaN-safe in the maximum, which never is NaN.
+__device__ __forceinline__ void merge_into(float& maximum, float& sum, float other_maximum, float other_sum) {
+  const float most = other_maximum > maximum ? other_maximum : maximum;
+  sum = (maximum == -infinity() ? sum : sum * simt::fast_exp2(maximum - most)) +
+        (other_maximum == -infinity() ? other_sum : other_sum * simt::fast_exp2(other_maximum - most));
+  maximum = most;
+}
+
+// What later sweeps read, and the caller's lse. A row of NaN logits alone has maximum -inf, but it is no row that sees nothing.
+__device__ __forceinline__ void write_row(const Args& a, int64_t row, float maximum, float sum) {
+  const bool empty = sum == 0.0f;
+  const float top = !empty && maximum == -infinity() ? 0.0f : maximum;
+  if (a.stats != nullptr) a.stats[2 * row] = empty ? -infinity() : top, a.stats[2 * row + 1] = empty ? 0.0f : 1.0f / sum;
+  if (a.p.lse_out != nullptr) a.p.lse_out[row] = empty ? -infinity() : top * kLn2 + logf(sum);
+}
+
+// True in all threads of the last of `expected` blocks to arrive; what the others wrote before is visible to them. The counter returns to 0.
+__device__ __forceinline__ bool arrive_last(int32_t* counter, int expected, int* is_last) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *is_last = atomicAdd(counter, 1) == expected - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (*is_last == 0) return false;
+  if (threadIdx.x == 0) atomicExch(counter, 0);
+  return true;
+}
+
+template <typename T, int kSteps, bool kBias>
+__global__ void __launch_bounds__(kThreads, 2) row_kernel(const Args a) {
+  using Core = Core<T, kSteps>;
+  constexpr int kRows = stationary_rows(kSteps), kTiles = Core::kTiles;
+  SIMT_SHARED(int, last_key, [kWarps]);
+  SIMT_SHARED(int, is_last);
+  SIMT_DYN_SHARED(unsigned char, dynamic);
+  const ScoreParams& p = a.p;
+  const int D = static_cast<int>(p.D), cols = Core::cols(D);
+  // Late rows see most keys: they start first.
+  const unsigned units = static_cast<unsigned>(p.B * p.H) * static_cast<unsigned>(a.row_splits);
+  const int tile = a.row_tiles - 1 - static_cast<int>(blockIdx.x / units), rest = static_cast<int>(blockIdx.x % units);
+  const int split = rest % a.row_splits, bh = rest / a.row_splits, b = bh / static_cast<int>(p.H), h = bh % static_cast<int>(p.H);
+  const int64_t first_row = static_cast<int64_t>(tile) * kRows;
+  const int count = clamp_to(p.L - first_row, kRows);
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
+
+  Core core;
+  const uint32_t flip = p.scale >= 0 ? 0 : sizeof(T) == 4 ? 0x80000000u : 0x80008000u;  // the running maximum wants a scale >= 0
+  core.load(static_cast<const T*>(p.query) + b * p.query_stride[0] + h * p.query_stride[1] + first_row * p.query_stride[2],
+            p.query_stride[2], count, D, a.wide_loads, flip, dynamic);
+  const float scale = fmaxf(fabsf(p.scale) * kLog2E, 1e-37f);  // -inf of a masked key times a scale of 0 would be NaN
+
+  // Rows past L count for nothing in the bounds: their results are not written, but a bias must not be read for them.
+  int end[kTiles][2], least = 0x7fffffff, most = 0;
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t l = first_row + (warp * kTiles + m) * 16 + 8 * i + g;
+      end[m][i] = clamp_to(row_end(p, b, l), a.scan_end);
+      if (l < p.L) least = min(least, end[m][i]);
+      most = max(most, end[m][i]);
+    }
+  }
+  least = simt::warp::min(least), most = simt::warp::max(most);
+  if (lane == 0) last_key[warp] = most;
+  __syncthreads();
+  const int block_most = max(max(last_key[0], last_key[1]), max(last_key[2], last_key[3]));
+  const int begin = static_cast<int>(a.scan_begin), tiles = block_most <= begin ? 0 : (block_most - begin + cols - 1) / cols;
+  const int items = tiles <= split ? 0 : (tiles - split + a.row_splits - 1) / a.row_splits;
+
+  unsigned char* buffers = Core::streamed(dynamic, D);
+  const int buffer_bytes = cols * Core::row_bytes(D), keys = static_cast<int>(a.scan_end);
+  const T* key = static_cast<const T*>(p.key) + b * p.key_stride[0] + h / (p.H / p.Hkv) * p.key_stride[1];
+  float maximum[kTiles][2], sum[kTiles][2];
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) maximum[m][0] = maximum[m][1] = -infinity(), sum[m][0] = sum[m][1] = 0.0f;
+
+  if (items > 0) stream_tile<T, kSteps>(buffers, key, p.key_stride[2], begin + split * cols, keys, D, a.wide_loads);
+#pragma unroll 1
+  for (int item = 0; item < items; ++item) {
+    const int k0 = begin + (split + item * a.row_splits) * cols;
+    simt::cp_async_wait<0>();
+    __syncthreads();  // this tile has arrived, and nobody reads the other buffer any more
+    if (item + 1 < items) {
+      stream_tile<T, kSteps>(buffers + (item + 1) % 2 * buffer_bytes, key, p.key_stride[2], k0 + a.row_splits * cols, keys, D,
+                             a.wide_loads);
+    }
+    if (k0 >= most) continue;  // the whole warp
+    const unsigned char* at = buffers + item % 2 * buffer_bytes;
+#pragma unroll 1
+    for (int chunk = 0; chunk < cols; chunk += Core::kChunk) {
+      float acc[kTiles][Core::kNTiles][4];
+      core.dots(acc, dynamic, at + chunk * Core::row_bytes(D), D);
+      const bool masked = kBias || k0 + chunk + Core::kChunk > least;
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float value[2 * Core::kNTiles];
+#pragma unroll
+          for (int n = 0; n < 2 * Core::kNTiles; ++n) value[n] = acc[m][n / 2][2 * i + n % 2];
+          if (masked) {
+#pragma unroll
+            for (int n = 0; n < 2 * Core::kNTiles; ++n) {
+              const int at_key = k0 + chunk + n / 2 * 8 + 2 * t + n % 2;
+              float x = -infinity();
+              if (at_key < end[m][i]) {
+                x = value[n];
+                if constexpr (kBias) {
+                  x = fmaf(load_bias(p, bias_offset(p, b, h, first_row + (warp * kTiles + m) * 16 + 8 * i + g, at_key)), kLog2E, x * scale);
+                }
+              }
+              value[n] = x;
+            }
+          }
+          add_to_row(value, kBias ? 1.0f : scale, maximum[m][i], sum[m][i]);
+        }
+      }
+    }
+  }
+
+  const int64_t rows = p.B * p.H * p.L, row0 = static_cast<int64_t>(bh) * p.L + first_row;
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float top = quad_max(maximum[m][i]);
+      const float part = maximum[m][i] == -infinity() ? sum[m][i] : sum[m][i] * simt::fast_exp2(maximum[m][i] - top);
+      const float total = quad_sum(part);
+      const int r = (warp * kTiles + m) * 16 + 8 * i + g;
+      const bool mine = t == 0 && r < count;
+      if (mine && a.row_splits == 1) write_row(a, row0 + r, top, total);
+      if (mine && a.row_splits > 1) {
+        a.split_stats[2 * (split * rows + row0 + r)] = top, a.split_stats[2 * (split * rows + row0 + r) + 1] = total;
+      }
+    }
+  }
+  if (a.row_splits == 1 || !arrive_last(p.semaphores + static_cast<int64_t>(tile) * p.B * p.H + bh, a.row_splits, &is_last)) return;
+  for (int r = static_cast<int>(threadIdx.x); r < count; r += kThreads) {
+    float top = -infinity(), total = 0.0f;
+    for (int s = 0; s < a.row_splits; ++s) {
+      const float* other = a.split_stats + 2 * (s * rows + row0 + r);
+      merge_into(top, total, other[0], other[1]);
+    }
+    write_row(a, row0 + r, top, total);
+  }
+}
+
+template <typename T, int kSteps>
+Status launch_rows(const Args& a, int64_t smem_bytes, void* stream) {
+  const int64_t blocks = a.p.B * a.p.H * a.row_tiles * a.row_splits;
+  if (blocks > 0x7fffffff) return Status::error("attention_scores: more than 2^31 - 1 blocks");
+  const auto kernel = a.p.bias == nullptr ? row_kernel<T, kSteps, false> : row_kernel<T, kSteps, true>;
+  return simt::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), static_cast<size_t>(smem_bytes), stream, a);
+}
+
+}  // namespace colsum
+}  // namespace tokensieve
