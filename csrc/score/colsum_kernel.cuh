@@ -28,6 +28,9 @@
 namespace tokensieve {
 namespace colsum {
 
+using score::divide_or_zero;
+using score::emit;
+
 // What the second sweep knows about the 64 query rows of a streamed tile, in two buffers.
 struct RowTable {
   float4* facts;  // [2][kCols / 2]: (maximum, factor) of two rows: value = factor * 2^(x - maximum)
@@ -48,9 +51,9 @@ __device__ inline RowFacts row_facts(const Args& a, int b, int h, int64_t l) {
   const int64_t row = (static_cast<int64_t>(b) * p.H + h) * p.L + l;
   r.weight = a.factor * (a.weights == nullptr ? 1.0f : a.weights[b * a.weight_stride[0] + h * a.weight_stride[1] + l]);
   r.factor = p.query_reduction == Reduction::kMax ? 1.0f : r.weight;
-  if (!a.per_head && p.head_weights != nullptr) {
-    const float head = p.head_weights[b * p.H + h];
-    if (head == 0.0f) r.end = 0;
+  if (!a.per_head) {
+    const float head = score::head_weight(p, b, h);
+    if (head == 0.0f) r.end = 0;  // counts for nothing, even NaN
     r.factor *= head;
   }
   if (p.activation != Activation::kSoftmax) return r;
@@ -60,7 +63,10 @@ __device__ inline RowFacts row_facts(const Args& a, int b, int h, int64_t l) {
     r.maximum = a.stats[2 * row];
     r.factor *= a.stats[2 * row + 1];
   }
-  if (r.maximum == -infinity()) r.end = 0;
+  if (r.maximum == -infinity()) {  // the row is 0; a visible mean counts it where a given lse says so
+    r.maximum = infinity();
+    if (p.query_reduction != Reduction::kVisibleMean) r.end = 0;
+  }
   return r;
 }
 
@@ -119,9 +125,7 @@ __device__ inline void add_general(const Args& a, int b, int h, int64_t l, int64
   float x = dot * (p.scale * unit);
   if (p.bias != nullptr) x = fmaf(load_bias(p, bias_offset(p, b, h, l, key)), unit, x);
   if (x == -infinity()) return;
-  float value = x;
-  if (p.activation == Activation::kSoftmax) value = simt::fast_exp2(x - maximum);
-  if (p.activation == Activation::kSigmoid) value = 1.0f / (1.0f + expf(-x));
+  const float value = p.activation == Activation::kSoftmax ? simt::fast_exp2(x - maximum) : score::activate(p, x);
   if (p.query_reduction == Reduction::kMax) {
     sum = nan_max(sum, factor * value);
   } else {
@@ -143,20 +147,6 @@ __device__ inline float row_divisor(const ScoreParams& p, int b, float* parts) {
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
   __syncthreads();
   return (parts[0] + parts[1]) + (parts[2] + parts[3]);
-}
-
-__device__ __forceinline__ float divide_or_zero(float x, float by) { return by == 0.0f ? 0.0f : x / by; }
-
-__device__ inline float head_divisor(const ScoreParams& p, int b) {
-  if (p.head_reduction != Reduction::kMean) return 1.0f;
-  if (p.head_weights == nullptr) return static_cast<float>(p.H);
-  float sum = 0;
-  for (int64_t h = 0; h < p.H; ++h) sum += p.head_weights[b * p.H + h];
-  return sum;
-}
-
-__device__ __forceinline__ void emit(const ScoreParams& p, int64_t at, float value) {
-  p.scores[at] = p.accumulate == nullptr ? value : p.accumulate[at] + value;
 }
 
 // One head's row reduction of one key from the partial results of all splits, in their order.
@@ -186,14 +176,11 @@ __device__ inline void finish_key(const Args& a, int b, int64_t n, float rows, f
     return;
   }
   for (int64_t h = 0; h < p.H; ++h) {
-    const float weight = p.head_weights == nullptr ? 1.0f : p.head_weights[b * p.H + h];
+    const float value = finish_head(a, b, h, n, rows);
     if (p.head_reduction == Reduction::kNone) {
-      emit(p, (b * p.H + h) * R + n, finish_head(a, b, h, n, rows));
-    } else if (p.head_reduction == Reduction::kMax) {
-      const float value = finish_head(a, b, h, n, rows);
-      acc = h == 0 ? value : nan_max(acc, value);
-    } else if (weight != 0.0f) {
-      acc = fmaf(weight, finish_head(a, b, h, n, rows), acc);
+      emit(p, (b * p.H + h) * R + n, value);
+    } else {
+      acc = score::add_head(p, b, h, h == 0, acc, value);
     }
   }
   if (p.head_reduction != Reduction::kNone) emit(p, b * R + n, divide_or_zero(acc, heads));
@@ -322,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
   }
 
   if (!arrive_last(p.semaphores + static_cast<int64_t>(tile) * p.B + b, static_cast<int>(p.Hkv) * a.col_splits, &is_last)) return;
-  const float rows = row_divisor(p, b, parts), heads = head_divisor(p, b);
+  const float rows = row_divisor(p, b, parts), heads = score::head_divisor(p, b);
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) finish_key(a, b, tile_key - p.range_begin + i, rows, heads);
 }
 

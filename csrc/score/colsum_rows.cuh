@@ -4,38 +4,22 @@
 #pragma once
 
 #include "score/colsum_tiles.cuh"
+#include "score/score_device.cuh"
 
 namespace tokensieve {
 namespace colsum {
 
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
-__device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
-__device__ __forceinline__ float nan_max(float a, float b) { return (a > b || a != a) ? a : b; }
-__device__ __forceinline__ int clamp_to(int64_t x, int64_t most) { return static_cast<int>(x < 0 ? 0 : x > most ? most : x); }
+using score::arrive_last;
+using score::bias_offset;
+using score::clamp_to;
+using score::infinity;
+using score::load_bias;
+using score::nan_max;
 
 // Row l sees keys [0, row_end). 0 for rows past L.
-__device__ __forceinline__ int row_end(const ScoreParams& p, int b, int64_t l) {
-  if (l >= p.L) return 0;
-  if (p.query_positions != nullptr) return clamp_to(p.query_positions[b * p.L + l] + 1, p.N);
-  return p.causal ? clamp_to(p.N - p.L + l + 1, p.N) : static_cast<int>(p.N);
-}
-
-__device__ __forceinline__ int64_t bias_offset(const ScoreParams& p, int b, int h, int64_t l, int64_t n) {
-  return b * p.bias_stride[0] + h * p.bias_stride[1] + l * p.bias_stride[2] + n * p.bias_stride[3];
-}
-__device__ __forceinline__ float load_bias(const ScoreParams& p, int64_t at) {
-  switch (p.bias_dtype) {
-    case DType::kFloat16:
-      return __half2float(static_cast<const __half*>(p.bias)[at]);
-    case DType::kBFloat16:
-      return __bfloat162float(static_cast<const __nv_bfloat16*>(p.bias)[at]);
-    case DType::kBool:
-      return static_cast<const uint8_t*>(p.bias)[at] != 0 ? 0.0f : -infinity();
-    default:
-      return static_cast<const float*>(p.bias)[at];
-  }
-}
+__device__ __forceinline__ int row_end(const ScoreParams& p, int b, int64_t l) { return l < p.L ? score::row_end(p, b, l) : 0; }
 
 // Sum over the four lanes of a quad, the same bits in all of them.
 __device__ __forceinline__ float quad_sum(float x) {
@@ -77,20 +61,6 @@ __device__ __forceinline__ void write_row(const Args& a, int64_t row, float maxi
   const float top = !empty && maximum == -infinity() ? 0.0f : maximum;
   if (a.stats != nullptr) a.stats[2 * row] = empty ? -infinity() : top, a.stats[2 * row + 1] = empty ? 0.0f : 1.0f / sum;
   if (a.p.lse_out != nullptr) a.p.lse_out[row] = empty ? -infinity() : top * kLn2 + logf(sum);
-}
-
-// True in all threads of the last of `expected` blocks to arrive; what the others wrote before is visible to them. The counter returns to 0.
-__device__ __forceinline__ bool arrive_last(int32_t* counter, int expected, int* is_last) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    *is_last = atomicAdd(counter, 1) == expected - 1;
-    __threadfence();
-  }
-  __syncthreads();
-  if (*is_last == 0) return false;
-  if (threadIdx.x == 0) atomicExch(counter, 0);
-  return true;
 }
 
 template <typename T, int kSteps, bool kBias>

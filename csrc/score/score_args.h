@@ -9,6 +9,7 @@ namespace score {
 constexpr int kMaxRows = 64;                 // query rows of a pass: 8 tensor-core tiles of 8
 constexpr int kMaxThreads = 512;             // 128 registers a thread: 32 of key fragments, up to 16 of accumulators
 constexpr int kMaxThreadsWide = 384;         // 168 registers with the 32 accumulators of 33 to 64 rows; at 128 sm_80 spills
+constexpr int64_t kMaxDim = 2048;            // a longer row of queries would leave no room for logits
 constexpr int kKeyTile = 16;                 // keys of one mma; chunk_keys is a multiple
 constexpr int64_t kStaticShared = 8 * 1024;  // what the kernel declares itself (6.6 KB), rounded up
 
@@ -43,7 +44,7 @@ constexpr int max_threads(int tiles) { return tiles == 8 ? kMaxThreadsWide : kMa
 constexpr int64_t padded_rows(int64_t rows, int64_t element_bytes) { return element_bytes == 4 ? (rows + 7) / 8 * 8 : row_tiles(rows) * 8; }
 constexpr int64_t shared_bytes(const ScoreParams& p, int64_t chunk_keys, int64_t rows_per_pass) {
   const int64_t rows = p.Hkv > 0 ? p.H / p.Hkv * p.L : 0, element = dtype_bytes(p.dtype);
-  const int64_t carry = rows > rows_per_pass ? 2 * chunk_keys * 4 : 0;
+  const int64_t planes = p.query_reduction == Reduction::kVisibleMean ? 3 : 2, carry = rows > rows_per_pass ? planes * chunk_keys * 4 : 0;
   return padded_rows(rows_per_pass, element) * query_row_bytes(p.D, element) + rows_per_pass * logit_stride(chunk_keys) * 4 + carry;
 }
 

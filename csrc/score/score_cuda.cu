@@ -7,9 +7,9 @@ namespace tokensieve {
 namespace score {
 
 // No query rows (or no heads): every score is an empty sum.
-__global__ void zero_kernel(float* out, int64_t n) {
+__global__ void zero_kernel(float* out, const float* accumulate, int64_t n) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < n) out[i] = 0.0f;
+  if (i < n) out[i] = accumulate == nullptr ? 0.0f : accumulate[i];
 }
 
 namespace {
@@ -52,7 +52,7 @@ int64_t chunks_of(int64_t keys, int64_t chunk) { return keys <= 0 ? 1 : (keys + 
 
 const char* refusal(const ScoreParams& p, const ScorePlan& plan) {
   constexpr int64_t kLimit = int64_t{1} << 31;
-  if (p.D > 256) return "attention_scores: D must be at most 256";
+  if (p.D > kMaxDim) return "attention_scores: D must be at most 2048";
   if (p.N >= kLimit || p.H / p.Hkv * p.L >= kLimit) return "attention_scores: N and H / Hkv * L must be below 2^31";
   const int most = p.dtype == DType::kFloat32 ? kMaxThreads : max_threads(row_tiles(plan.rows_per_pass));
   if (plan.threads < kMaxRows || plan.threads > most || plan.threads % 32 != 0) return "attention_scores: the plan is not one of CUDA";
@@ -65,16 +65,12 @@ const char* refusal(const ScoreParams& p, const ScorePlan& plan) {
 }  // namespace score
 
 Status score_cuda(const ScoreParams& p, const ScorePlan& plan, void* stream) {
-  if (p.activation != Activation::kSoftmax || p.head_weights != nullptr || p.accumulate != nullptr ||
-      p.query_reduction == Reduction::kVisibleMean) {
-    return Status::error("activation, head_weights, accumulate and 'visible_mean' are not there on CUDA yet");
-  }
   const int64_t R = p.range_end - p.range_begin;
   if (p.B == 0) return Status::success();
   if (p.H == 0 || p.L == 0) {
     const int64_t n = p.B * (p.head_reduction == Reduction::kNone ? p.H : 1) * (p.query_reduction == Reduction::kNone ? p.L : 1) * R;
     if (n == 0) return Status::success();
-    return simt::launch(score::zero_kernel, dim3(static_cast<unsigned>((n + 255) / 256)), dim3(256), 0, stream, p.scores, n);
+    return simt::launch(score::zero_kernel, dim3(static_cast<unsigned>((n + 255) / 256)), dim3(256), 0, stream, p.scores, p.accumulate, n);
   }
   if (plan.algo == ScoreAlgo::kTwoPass) return colsum::score_two_pass(p, plan, stream);
   if (const char* why = score::refusal(p, plan)) return Status::error(why);
@@ -103,7 +99,7 @@ Status score_cuda(const ScoreParams& p, const ScorePlan& plan, void* stream) {
     return score::launch_dtype(a, plan, stream);
   }
   if (plan.algo != ScoreAlgo::kSplit) return Status::error("attention_scores: the plan is not one of CUDA");
-  if (p.lse_in == nullptr) {
+  if (p.lse_in == nullptr && (p.activation == Activation::kSoftmax || p.lse_out != nullptr)) {
     a.mode = score::Mode::kStats;
     a.num_chunks = static_cast<int>(plan.num_chunks);
     a.stats = workspace;

@@ -15,10 +15,11 @@
 //   need the room. One exp a logit (94k at the shape above, 0.03 us of the MUFU), so expf (2 ulp) rather than ex2.approx.
 // Deterministic: every sum has a fixed order (lanes, warps, chunks, rows, heads); no atomics but the arrival counters of the last block.
 // Error: float32 dot products and sums; scores within 2e-5 relative of float64 (tests/kernels).
-// Limits: D <= 256; N and H / Hkv * L below 2^31. More than 64 rows of a group: passes, K again from L2. Workspace: B Hkv R floats;
+// Limits: D <= 2048; N and H / Hkv * L below 2^31. More than 64 rows of a group: passes, K again from L2. Workspace: B Hkv R floats;
 //   Hkv x the output where rows are kept and heads reduced; kSplit adds 8 B H L chunks bytes.
 #pragma once
 
+#include "score/score_device.cuh"
 #include "score/score_dots.cuh"
 
 namespace tokensieve {
@@ -43,12 +44,6 @@ struct Block {
   int keys;            // of the chunk
   bool rows_by_head;   // row = g * L + l (rows are reduced first), else l * group + g
 };
-
-__device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
-__device__ __forceinline__ float nan_max(float a, float b) { return (a > b || a != a) ? a : b; }
-__device__ __forceinline__ float combine(Reduction kind, float acc, float value) {
-  return kind == Reduction::kMax ? nan_max(acc, value) : acc + value;
-}
 
 __device__ __forceinline__ Block this_block(const Args& a) {
   Block block;
@@ -101,15 +96,9 @@ __device__ inline void load_rows(const Args& a, const Block& block, const Shared
   int g, l;
   split_row(block, row0 + i, g, l);
   const int64_t h = static_cast<int64_t>(block.kv_head) * block.group + g, bl = static_cast<int64_t>(block.b) * a.p.L + l;
-  int64_t end = a.p.N;
-  if (a.p.query_positions != nullptr) {
-    end = a.p.query_positions[bl] + 1;
-  } else if (a.p.causal) {
-    end = a.p.N - a.p.L + l + 1;
-  }
-  s.end[i] = static_cast<int>(end < 0 ? 0 : end > a.p.N ? a.p.N : end);
+  s.end[i] = row_end(a.p, block.b, l);
   s.weight[i] = a.p.row_weights != nullptr ? a.p.row_weights[bl] : 1.0f;
-  s.bias[i] = block.b * a.p.bias_stride[0] + h * a.p.bias_stride[1] + l * a.p.bias_stride[2];
+  s.bias[i] = bias_offset(a.p, block.b, h, l, 0);
   s.coefficient[i] = 1.0f;
   if (a.mode == Mode::kApply && a.p.lse_in != nullptr) s.lse[i] = a.p.lse_in[row_of_lse(a, block, row0 + i)];
 }
@@ -133,22 +122,11 @@ __device__ __forceinline__ void load_queries(const Args& a, const Block& block, 
   }
 }
 
-__device__ __forceinline__ float load_bias(const Args& a, int64_t at) {
-  switch (a.p.bias_dtype) {
-    case DType::kFloat16:
-      return __half2float(static_cast<const __half*>(a.p.bias)[at]);
-    case DType::kBFloat16:
-      return __bfloat162float(static_cast<const __nv_bfloat16*>(a.p.bias)[at]);
-    case DType::kBool:
-      return static_cast<const uint8_t*>(a.p.bias)[at] != 0 ? 0.0f : -infinity();
-    default:
-      return static_cast<const float*>(a.p.bias)[at];
-  }
-}
-
-// Dot products -> logits, -inf where not visible. kApply goes on to the scores; the others leave the maxima of the warps in s.partial.
+// Dot products -> logits, -inf where not visible, which stays so to the end. kApply goes on to the scores; the others leave the maxima of
+// the warps in s.partial.
 __device__ inline void finish_logits(const Args& a, const Block& block, const Shared& s, float* logits, int stride, int count) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const bool softmax = a.p.activation == Activation::kSoftmax;
   for (int r = 0; r < count; ++r) {
     float* row = logits + r * stride;
     float maximum = -infinity();
@@ -157,9 +135,11 @@ __device__ inline void finish_logits(const Args& a, const Block& block, const Sh
       float value = -infinity();
       if (n < s.end[r]) {
         value = row[i] * a.p.scale;
-        if (a.p.bias != nullptr) value += load_bias(a, s.bias[r] + n * a.p.bias_stride[3]);
+        if (a.p.bias != nullptr) value += load_bias(a.p, s.bias[r] + n * a.p.bias_stride[3]);
       }
-      if (a.mode == Mode::kApply) value = s.lse[r] == -infinity() ? 0.0f : expf(value - s.lse[r]);
+      if (a.mode == Mode::kApply && value != -infinity()) {
+        value = !softmax ? activate(a.p, value) : s.lse[r] == -infinity() ? 0.0f : expf(value - s.lse[r]);
+      }
       row[i] = value;
       maximum = value > maximum ? value : maximum;
     }
@@ -169,15 +149,18 @@ __device__ inline void finish_logits(const Args& a, const Block& block, const Sh
   }
 }
 
-// Logits -> exp(logit - maximum of the chunk), sums of the warps to s.partial.
-__device__ inline void exponentiate(const Block& block, const Shared& s, float* logits, int stride, int count) {
+// Logits -> exp(logit - maximum of the chunk), or their activation; the sums of the former, of the warps, to s.partial.
+__device__ inline void exponentiate(const Args& a, const Block& block, const Shared& s, float* logits, int stride, int count) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const bool softmax = a.p.activation == Activation::kSoftmax;
   for (int r = 0; r < count; ++r) {
     float* row = logits + r * stride;
     float sum = 0;
     for (int i = static_cast<int>(threadIdx.x); i < block.keys; i += static_cast<int>(blockDim.x)) {
-      const float value = row[i] == -infinity() ? 0.0f : expf(row[i] - s.maximum[r]);
-      row[i] = value;
+      const float logit = row[i];
+      if (logit == -infinity()) continue;
+      const float value = expf(logit - s.maximum[r]);
+      row[i] = softmax ? value : activate(a.p, logit);
       sum += value;
     }
     sum = simt::warp::sum(sum);
@@ -186,7 +169,7 @@ __device__ inline void exponentiate(const Block& block, const Shared& s, float* 
 }
 
 // (maximum, sum) of every row over this chunk, to s.own. All threads; ends without a barrier.
-__device__ inline void chunk_statistics(const Block& block, const Shared& s, float* logits, int stride, int count) {
+__device__ inline void chunk_statistics(const Args& a, const Block& block, const Shared& s, float* logits, int stride, int count) {
   const int i = static_cast<int>(threadIdx.x), warps = static_cast<int>(blockDim.x) / 32;
   if (i < count) {
     float maximum = s.partial[0][i];
@@ -194,7 +177,7 @@ __device__ inline void chunk_statistics(const Block& block, const Shared& s, flo
     s.maximum[i] = maximum;
   }
   __syncthreads();
-  exponentiate(block, s, logits, stride, count);
+  exponentiate(a, block, s, logits, stride, count);
   __syncthreads();
   if (i < count) {
     float sum = 0;
@@ -219,7 +202,7 @@ __device__ inline void exchange(const Args& a, const Shared& s, int count) {
       sum += other[2 * i] == -infinity() ? other[2 * i + 1] : other[2 * i + 1] * expf(other[2 * i] - maximum);
     }
     const float mine = s.maximum[i] == -infinity() ? 1.0f : expf(s.maximum[i] - maximum);
-    s.coefficient[i] = sum == 0 ? 0.0f : mine / sum;
+    s.coefficient[i] = a.p.activation != Activation::kSoftmax ? 1.0f : sum == 0 ? 0.0f : mine / sum;
     s.lse[i] = sum == 0 ? -infinity() : maximum + logf(sum);
   }
   if (a.num_chunks > 1) {
@@ -255,44 +238,67 @@ __device__ inline float row_divisor(const Args& a, int b) {
   return simt::warp::sum(sum);
 }
 
+// What the reductions divide by, the same for all keys.
+struct Divisors {
+  float rows, heads;
+};
+
+// What is unfinished between two passes.
+struct Carry {
+  float rows = 0, heads = 0, seen = 0;
+};
+
 // Where the scores of this key head's group go once its heads are reduced.
-__device__ __forceinline__ void emit_group(const Args& a, const Block& block, int64_t l, int64_t out_rows, int64_t x, float value) {
+__device__ __forceinline__ void emit_group(const Args& a, const Block& block, int64_t l, int64_t out_rows, int64_t x, float value,
+                                           float divisor) {
   const int64_t R = a.p.range_end - a.p.range_begin;
   if (a.p.Hkv > 1) {
     a.partial[((static_cast<int64_t>(block.b) * a.p.Hkv + block.kv_head) * out_rows + l) * R + x] = value;
   } else {
-    a.p.scores[(block.b * out_rows + l) * R + x] = a.p.head_reduction == Reduction::kMean ? value / static_cast<float>(a.p.H) : value;
+    emit(a.p, (block.b * out_rows + l) * R + x, divide_or_zero(value, divisor));
   }
+}
+
+// The rows' reduction of one head and key, complete.
+__device__ __forceinline__ float finish_rows(Reduction rows, const Carry& carry, float divisor) {
+  if (rows == Reduction::kMax) return carry.rows == -infinity() ? 0.0f : carry.rows;
+  if (rows == Reduction::kVisibleMean) return divide_or_zero(carry.rows, carry.seen);
+  return rows == Reduction::kMean ? divide_or_zero(carry.rows, divisor) : carry.rows;
 }
 
 // One key: this pass's rows, in order. `inner` runs over what is reduced first (rows, or heads where rows are kept), `outer` over the rest.
 __device__ inline void reduce_key(const Args& a, const Block& block, const Shared& s, const float* column, int stride, int row0, int count,
-                                  float divisor, int64_t x, float& inner_acc, float& head_acc) {
+                                  const Divisors& divisors, int64_t x, Carry& carry) {
   const Reduction rows = a.p.query_reduction, heads = a.p.head_reduction;
   const int64_t R = a.p.range_end - a.p.range_begin;
   const int inner_size = block.rows_by_head ? block.L : block.group;
+  const int64_t first_head = static_cast<int64_t>(block.kv_head) * block.group;
   int inner = row0 % inner_size, outer = row0 / inner_size;
   for (int r = 0; r < count; ++r) {
-    const float value = column[r * stride] * s.coefficient[r];
-    const int64_t first_head = static_cast<int64_t>(block.b) * a.p.H + static_cast<int64_t>(block.kv_head) * block.group;
-    const bool last = inner + 1 == inner_size;
+    const bool visible = column[r * stride] != -infinity(), last = inner + 1 == inner_size;
+    const float value = (visible ? column[r * stride] : 0.0f) * s.coefficient[r];  // 0 x NaN: a NaN row is NaN everywhere
     if (!block.rows_by_head) {
       if (heads == Reduction::kNone) {
-        a.p.scores[((first_head + inner) * a.p.L + outer) * R + x] = value;
+        emit(a.p, ((block.b * a.p.H + first_head + inner) * a.p.L + outer) * R + x, value);
       } else {
-        head_acc = combine(heads, inner == 0 ? (heads == Reduction::kMax ? -infinity() : 0.0f) : head_acc, value);
-        if (last) emit_group(a, block, outer, a.p.L, x, head_acc);
+        carry.heads = add_head(a.p, block.b, first_head + inner, inner == 0, carry.heads, value);
+        if (last) emit_group(a, block, outer, a.p.L, x, carry.heads, divisors.heads);
       }
     } else {
-      if (inner == 0) inner_acc = 0;  // scores are >= 0: 0 also starts a maximum
-      inner_acc = combine(rows, inner_acc, rows == Reduction::kMax ? value : s.weight[r] * value);
+      if (inner == 0) carry.rows = rows == Reduction::kMax ? -infinity() : 0.0f, carry.seen = 0.0f;
+      if (rows == Reduction::kMax) {
+        carry.rows = visible ? nan_max(carry.rows, value) : carry.rows;
+      } else {
+        carry.rows += s.weight[r] * value;
+        carry.seen += visible ? s.weight[r] : 0.0f;
+      }
       if (last) {
-        const float reduced = rows != Reduction::kMean ? inner_acc : divisor == 0 ? 0.0f : inner_acc / divisor;
+        const float reduced = finish_rows(rows, carry, divisors.rows);
         if (heads == Reduction::kNone) {
-          a.p.scores[(first_head + outer) * R + x] = reduced;
+          emit(a.p, (block.b * a.p.H + first_head + outer) * R + x, reduced);
         } else {
-          head_acc = combine(heads, outer == 0 ? (heads == Reduction::kMax ? -infinity() : 0.0f) : head_acc, reduced);
-          if (outer + 1 == block.group) emit_group(a, block, 0, 1, x, head_acc);
+          carry.heads = add_head(a.p, block.b, first_head + outer, outer == 0, carry.heads, reduced);
+          if (outer + 1 == block.group) emit_group(a, block, 0, 1, x, carry.heads, divisors.heads);
         }
       }
     }
@@ -301,31 +307,25 @@ __device__ inline void reduce_key(const Args& a, const Block& block, const Share
   }
 }
 
-// All keys of the chunk that lie in the range. What is unfinished after this pass waits in `carry`, [2][chunk_keys].
+// All keys of the chunk that lie in the range. What is unfinished after this pass waits in `waiting`, [2 or 3][chunk_keys].
 __device__ inline void reduce_pass(const Args& a, const Block& block, const Shared& s, const float* logits, int stride, int row0, int count,
-                                   float divisor, float* carry) {
-  const bool first_pass = row0 == 0, last_pass = row0 + count == block.rows;
+                                   const Divisors& divisors, float* waiting) {
+  const bool first_pass = row0 == 0, last_pass = row0 + count == block.rows, counts = a.p.query_reduction == Reduction::kVisibleMean;
   for (int i = static_cast<int>(threadIdx.x); i < block.keys; i += static_cast<int>(blockDim.x)) {
     const int64_t n = block.first_key + i;
     if (n < a.p.range_begin || n >= a.p.range_end) continue;
-    float inner_acc = first_pass ? 0.0f : carry[i], head_acc = first_pass ? 0.0f : carry[a.chunk_keys + i];
-    reduce_key(a, block, s, logits + i, stride, row0, count, divisor, n - a.p.range_begin, inner_acc, head_acc);
-    if (!last_pass) carry[i] = inner_acc, carry[a.chunk_keys + i] = head_acc;
+    Carry carry;
+    if (!first_pass) carry = {waiting[i], waiting[a.chunk_keys + i], counts ? waiting[2 * a.chunk_keys + i] : 0.0f};
+    reduce_key(a, block, s, logits + i, stride, row0, count, divisors, n - a.p.range_begin, carry);
+    if (!last_pass) waiting[i] = carry.rows, waiting[a.chunk_keys + i] = carry.heads;
+    if (!last_pass && counts) waiting[2 * a.chunk_keys + i] = carry.seen;
   }
 }
 
 // The last of the Hkv blocks of a chunk adds the groups' scores in head order. The counter goes back to zero.
-__device__ inline void merge_heads(const Args& a, const Block& block, int* is_last) {
-  __syncthreads();
+__device__ inline void merge_heads(const Args& a, const Block& block, float divisor, int* is_last) {
   int32_t* arrived = a.p.semaphores + static_cast<int64_t>(block.b) * a.num_chunks + block.chunk;
-  if (threadIdx.x == 0) {
-    __threadfence();
-    *is_last = atomicAdd(arrived, 1) == static_cast<int>(a.p.Hkv) - 1;
-    __threadfence();
-  }
-  __syncthreads();
-  if (*is_last == 0) return;
-  if (threadIdx.x == 0) atomicExch(arrived, 0);
+  if (!arrive_last(arrived, static_cast<int>(a.p.Hkv), is_last)) return;
   const Reduction heads = a.p.head_reduction;
   const int64_t R = a.p.range_end - a.p.range_begin, out_rows = block.rows_by_head ? 1 : a.p.L;
   for (int64_t l = 0; l < out_rows; ++l) {
@@ -334,8 +334,11 @@ __device__ inline void merge_heads(const Args& a, const Block& block, int* is_la
       if (n < a.p.range_begin || n >= a.p.range_end) continue;
       float acc = heads == Reduction::kMax ? -infinity() : 0.0f;
       const float* from = a.partial + (static_cast<int64_t>(block.b) * a.p.Hkv * out_rows + l) * R + n - a.p.range_begin;
-      for (int64_t h = 0; h < a.p.Hkv; ++h) acc = combine(heads, acc, from[h * out_rows * R]);
-      a.p.scores[(block.b * out_rows + l) * R + n - a.p.range_begin] = heads == Reduction::kMean ? acc / static_cast<float>(a.p.H) : acc;
+      for (int64_t h = 0; h < a.p.Hkv; ++h) {
+        const float group = from[h * out_rows * R];
+        acc = heads == Reduction::kMax ? nan_max(acc, group) : acc + group;
+      }
+      emit(a.p, (block.b * out_rows + l) * R + n - a.p.range_begin, divide_or_zero(acc, divisor));
     }
   }
 }
@@ -360,7 +363,7 @@ __global__ void __launch_bounds__(max_threads(kRowTiles)) score_kernel(const Arg
   float* carry = logits + a.rows_per_pass * stride;
   const T* keys = static_cast<const T*>(a.p.key) + block.b * a.p.key_stride[0] + block.kv_head * a.p.key_stride[1] +
                   block.first_key * a.p.key_stride[2];
-  const float divisor = a.p.query_reduction == Reduction::kMean ? row_divisor(a, block.b) : 1.0f;
+  const Divisors divisors = {a.p.query_reduction == Reduction::kMean ? row_divisor(a, block.b) : 1.0f, head_divisor(a.p, block.b)};
 
   for (int row0 = 0; row0 < block.rows; row0 += a.rows_per_pass) {
     const int count = block.rows - row0 < a.rows_per_pass ? block.rows - row0 : a.rows_per_pass;
@@ -375,7 +378,7 @@ __global__ void __launch_bounds__(max_threads(kRowTiles)) score_kernel(const Arg
     finish_logits(a, block, s, logits, stride, count);
     if (a.mode != Mode::kApply) {
       __syncthreads();
-      chunk_statistics(block, s, logits, stride, count);
+      chunk_statistics(a, block, s, logits, stride, count);
       if (a.mode == Mode::kStats) {
         write_statistics(a, block, s, row0, count);
         continue;
@@ -383,9 +386,9 @@ __global__ void __launch_bounds__(max_threads(kRowTiles)) score_kernel(const Arg
       exchange(a, s, count);
     }
     write_lse(a, block, s, row0, count);
-    reduce_pass(a, block, s, logits, stride, row0, count, divisor, carry);
+    reduce_pass(a, block, s, logits, stride, row0, count, divisors, carry);
   }
-  if (a.mode != Mode::kStats && a.p.head_reduction != Reduction::kNone && a.p.Hkv > 1) merge_heads(a, block, &is_last);
+  if (a.mode != Mode::kStats && a.p.head_reduction != Reduction::kNone && a.p.Hkv > 1) merge_heads(a, block, divisors.heads, &is_last);
 }
 
 template <typename T, int kRowTiles>

@@ -56,7 +56,9 @@ void plan_split(const ScoreParams& p, const DeviceInfo& device, int64_t rows, in
   const int64_t wanted = std::max<int64_t>(1, 2 * device.num_sms / units);  // two blocks an SM hide each other's barriers
   int64_t chunk = std::max<int64_t>(128, round_up(ceil_div(scan, wanted), score::kKeyTile));
   chunk = std::min<int64_t>(chunk, round_up(scan, score::kKeyTile));
-  const int64_t full = std::min<int64_t>(std::max<int64_t>(1, rows), score::kMaxRows);
+  int64_t full = std::min<int64_t>(std::max<int64_t>(1, rows), score::kMaxRows);
+  // The query rows and the logits of 16 keys must fit: one head of D = 1024 (DAMRO) has 2 KB a row, and more than 8 rows of it may not.
+  while (full > 1 && score::shared_bytes(p, score::kKeyTile, full) > limit / 2) full = (full + 1) / 2;
   while (chunk > score::kKeyTile && score::shared_bytes(p, chunk, full) > limit / 2) chunk = round_up(chunk / 2, score::kKeyTile);
   plan.algo = ScoreAlgo::kSplit;
   plan.chunk_keys = chunk;

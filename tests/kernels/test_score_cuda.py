@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernels.score_reference import MAX, MEAN, NONE, RANGE, SUM, Case, check
+from kernels.score_reference import LOGIT, MAX, MEAN, NONE, RANGE, SIGMOID, SUM, VISIBLE, Case, check
 
 CLUSTER = {"algo": "cluster", "threads": 128}
 SPLIT = {"algo": "split", "threads": 128}
@@ -22,6 +22,8 @@ SCHEDULED = [
     Case(H=4, Hkv=1, L=5, N=33, D=16, dtype="float16", query_reduction=MAX, plan=SPLIT | {"chunk_keys": 16, "rows_per_pass": 7}),
     Case(H=2, L=2, N=40, dtype="float32", lse=True, key_range=(5, 37), head_reduction=SUM, plan={"chunk_keys": 16}),
     Case(H=4, Hkv=2, L=3, N=40, query_reduction=NONE, key_range=(3, 30), normalize=RANGE, plan=CLUSTER | {"chunk_keys": 16}),
+    Case(H=4, Hkv=2, L=3, N=40, query_reduction=VISIBLE, causal=True, accumulate=True, plan=SPLIT | {"chunk_keys": 16, "rows_per_pass": 4}),
+    Case(H=2, L=3, N=40, activation=SIGMOID, head_weights=[1.0, 2.0], bias="bool", plan=CLUSTER | {"chunk_keys": 16}),
 ]
 
 
@@ -74,6 +76,67 @@ def test_score_reductions(kernels: Any, rows: int, heads: int, rows_per_pass: in
         check(kernels, replace(case, plan=CLUSTER | {"chunk_keys": 16, "rows_per_pass": rows_per_pass}))
         check(kernels, replace(case, plan=SPLIT | {"chunk_keys": 16, "rows_per_pass": rows_per_pass}))
         check(kernels, replace(case, row_weights=True, plan=CLUSTER | {"chunk_keys": 32, "rows_per_pass": rows_per_pass}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("D", [257, 1000, 1024, 2048])
+def test_score_wide_heads(kernels: Any, D: int, dtype: str) -> None:
+    """One head as wide as the model (DAMRO), as planned and in both algorithms; 20 rows of it do not fit one pass."""
+    case = Case(H=1, Hkv=1, N=70, L=3, D=D, dtype=dtype)
+    check(kernels, case)
+    check(kernels, replace(case, L=20, plan={"smem_per_block": 99 << 10}))
+    check(kernels, replace(case, plan=SPLIT | {"chunk_keys": 32}))
+
+
+OPTIONS = [
+    {"query_reduction": VISIBLE},
+    {"query_reduction": VISIBLE, "row_weights": True, "causal": True},
+    {"query_reduction": VISIBLE, "bias": "float", "bias_hole": True},
+    {"head_weights": [0.5, 0.0, 2.0, -1.0]},
+    {"head_weights": [0.5, 0.0, 2.0, 1.0], "head_reduction": SUM, "query_reduction": MAX},
+    {"head_weights": [0.5, 0.0, 2.0, 1.0], "query_reduction": NONE},
+    {"head_weights": [0.0, 0.0, 0.0, 0.0]},
+    {"accumulate": True},
+    {"accumulate": True, "head_reduction": NONE},
+    {"accumulate": True, "query_reduction": NONE},
+    {"accumulate": True, "query_reduction": NONE, "head_reduction": NONE},
+    {"activation": LOGIT},
+    {"activation": LOGIT, "causal": True, "query_reduction": MAX},
+    {"activation": LOGIT, "bias": "bool", "query_reduction": VISIBLE, "normalize": RANGE, "key_range": (5, 37)},
+    {"activation": SIGMOID, "bias": "float", "query_reduction": SUM, "row_weights": True},
+    {"activation": SIGMOID, "causal": True, "query_reduction": NONE, "head_reduction": MAX},
+    {"activation": SIGMOID, "causal": True, "query_reduction": MAX, "head_reduction": NONE, "L": 45},
+]
+
+
+@pytest.mark.parametrize("plan", [CLUSTER, SPLIT], ids=["cluster", "split"])
+@pytest.mark.parametrize("rows_per_pass", [2, 64])
+@pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
+def test_score_options(kernels: Any, options: dict[str, Any], rows_per_pass: int, plan: dict[str, Any]) -> None:
+    """Activations, head weights, accumulate and visible means; grouped heads, in one pass and in three and more."""
+    for Hkv in (1, 2):
+        fields = {"B": 2, "H": 4, "Hkv": Hkv, "L": 3, "N": 40, "D": 16} | options
+        if fields.pop("bias_hole", False):  # an additive -inf hides a key from some rows only
+            bias = np.zeros((2, 4, 3, 40), dtype=np.float32)
+            bias[:, :, 1, 7], bias[:, :, :, 8] = -np.inf, -np.inf
+            fields |= {"bias": None, "bias_values": bias}
+        check(kernels, Case(plan=plan | {"chunk_keys": 16, "rows_per_pass": rows_per_pass}, **fields))
+
+
+def test_score_given_lse_of_minus_infinity_is_a_row_of_zeros(kernels: Any) -> None:
+    for plan in ({}, {"algo": "two_pass"}):
+        case = Case(H=1, Hkv=1, L=40, N=40, lse=True, query_reduction=VISIBLE, plan=plan)
+        assert case.given_lse is not None
+        case.given_lse[0, 0, 1] = -np.inf
+        check(kernels, case)
+
+
+def test_score_head_of_weight_zero_may_be_nan(kernels: Any) -> None:
+    bias = np.zeros((1, 2, 2, 40), dtype=np.float32)
+    bias[0, 1, 0, 3] = np.nan
+    for plan in (CLUSTER, SPLIT):
+        case = Case(L=2, N=40, bias_values=bias, head_weights=[2.0, 0.0], plan=plan | {"chunk_keys": 16})
+        assert np.isfinite(check(kernels, case)["scores"]).all()
 
 
 @pytest.mark.parametrize("lse", [False, True])
@@ -172,8 +235,8 @@ def test_score_plans_of_real_shapes(kernels: Any, H: int) -> None:
 
 
 def test_score_refuses_what_it_cannot_do(kernels: Any) -> None:
-    with pytest.raises(RuntimeError, match="D must be at most 256"):
-        kernels.score_cuda(Case(D=257).arguments())
+    with pytest.raises(RuntimeError, match="D must be at most 2048"):
+        kernels.score_cuda(Case(D=2049).arguments())
     with pytest.raises(RuntimeError, match="multiple of 16"):
         kernels.score_cuda(Case(plan=CLUSTER | {"chunk_keys": 20}).arguments())
     with pytest.raises(RuntimeError, match="given lse needs"):
