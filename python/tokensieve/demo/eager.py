@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..methods import DecoderMethod, EncoderMethod
+from ..methods import DecoderMethod, FasterVLM
+from ..methods.views import Attention, ImageView
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,13 @@ def step_times(model: Any, method: Any, start: int, images: int, length: int, re
         start, images: first image token of the prompt and their number. length: tokens of the prompt.
         repeats: timed runs, after one that is not counted.
     """
-    if isinstance(method, EncoderMethod):
+    if isinstance(method, FasterVLM):
         return [_encoder_step(model, method, repeats)]
-    if not isinstance(method, DecoderMethod):
-        return []
+    if not isinstance(method, DecoderMethod) or type(method).select is not DecoderMethod.select:
+        return []  # eager code is here for methods that rank by CLS or by the last row
     decoder, result, before = model.model.language_model, [], images
     for i, stage in enumerate(method.stages):
-        k = method.keep_count(i, images)
+        k = method.keep_count(i, images) or 0
         n = length - images + before
         hidden = torch.randn(1, n, decoder.config.hidden_size, dtype=model.dtype, device=model.device)
         span = (start, start + before)
@@ -137,7 +138,7 @@ def _projected_step(
     return fused, eager
 
 
-def _encoder_step(model: Any, method: EncoderMethod, repeats: int) -> StepTime:
+def _encoder_step(model: Any, method: FasterVLM, repeats: int) -> StepTime:
     """FasterVLM's form: eager code gets the encoder layer's whole map to read its CLS row."""
     vision, text = model.config.vision_config, model.config.get_text_config()
     n, heads = (vision.image_size // vision.patch_size) ** 2, vision.num_attention_heads
@@ -146,7 +147,7 @@ def _encoder_step(model: Any, method: EncoderMethod, repeats: int) -> StepTime:
     k = method.keep_count(n)
 
     def fused() -> Any:
-        index = method.select(query[:, :, :1], key, [k])
+        index = method.select(ImageView(layers=(Attention(query[:, :, :1], key),), counts=[k]))
         return ops.gather_tokens(features, index)
 
     def eager() -> Any:

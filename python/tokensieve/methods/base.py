@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
+
+from .views import ImageView, StageView
 
 
 class Method:
@@ -21,45 +22,109 @@ class TensorMethod(Method):
 
 
 class Stage(NamedTuple):
-    """Tokens leave before layer `layer`, ranked by the attention of layer `source` (the same: by its projections, before it runs)."""
+    """Tokens leave before layer `layer`, by what `source` says.
+
+    source: the layer whose attention is read, `layer` itself (by its projections, before it runs) or one after the last stage; None = none.
+    rows: "last", the rows that rank (the last real token; with `answers_rank` those before the answers), or "all" of the call.
+    rope: False reads queries and keys as they are before RoPE; keys of the call alone, because a cache holds rotated ones.
+    until: the tokens that left come back before this layer, as they were (mixture of depths); None = never.
+    """
 
     layer: int
-    source: int
+    source: int | None = None
+    rows: str = "last"
+    rope: bool = True
+    until: int | None = None
 
 
 class DecoderMethod(Method):
-    """A method that drops image tokens between decoder layers."""
+    """A method that drops image tokens between decoder layers.
+
+    A subclass says `stages`, and either `keep_count` alone (the last token ranks, one fused op) or `select` as well. Padding, several
+    images, caches, positions, masks, labels and generation are the driver's business. `select` runs without gradients.
+    """
 
     hook = "dec"
-    renumber: bool
-    normalize: str
-    max_length: int | None = None
+    renumber: bool = False  # True: survivors get contiguous positions; False: they keep theirs
+    normalize: str = "row"  # of the default ranking: softmax over the whole row, or "range", over the image tokens alone
+    max_length: int | None = None  # of the default ranking: cut every sample after so many tokens
     answers_rank: bool = False  # in training, the token before each answer ranks (and a sample without one passes unchanged)
     masking: bool = False  # hide the dropped tokens instead of removing them
-    rerank: bool = False  # masking only: choose again at every decode step
+    rerank: bool = False  # default ranking and masking only: choose again at every decode step
+    ordered: bool = False  # tokens follow each other as `select` lists them, not as they stood
+    embeddings: bool = False  # the view holds what entered layer 0
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Where tokens are dropped, in layer order."""
         raise NotImplementedError
 
-    def keep_count(self, stage: int, n_full: int) -> int:
-        """Image tokens left after a stage, of n_full in the prompt."""
-        raise NotImplementedError
+    def keep_count(self, stage: int, n_full: int) -> int | None:
+        """Image tokens left after a stage, of n_full in the prompt; None: `select` decides, which costs one host read a stage."""
+        return None
+
+    def select(self, view: StageView) -> Tensor:
+        """The image tokens that stay.
+
+        Returns:
+            (B, K) int64, positions in 0..N-1, -1 = nothing (anywhere in a row); K is a host value, such as max(view.images). By default
+            the best of `view.scores`; the driver does that in one fused op, so it never calls this default.
+        """
+        return view.topk(view.scores(self.normalize))
+
+    def replace(self, view: StageView, index: Tensor) -> Tensor | None:
+        """(B, K, C) new hidden states of the tokens in `index` (merged tokens, for example), or None: as they are; with gradients.
+
+        A token that stands for no single one takes the place of a token that would have left: list that one in `index`.
+        """
+        return None
+
+    def restore(self, stage: int, before: Tensor, after: Tensor, image: Tensor) -> Tensor:
+        """With `Stage.until`: (B, K, C) hidden states that tokens return with, of those before and after the layers; with gradients.
+
+        Args:
+            image: (B, K) bool, image tokens; the others are text.
+        """
+        return after
 
 
 class EncoderMethod(Method):
-    """A method that drops image tokens by what the vision encoder attends to, before the decoder."""
+    """A method that drops image tokens before the decoder, by what the vision encoder saw.
+
+    A subclass says what it reads and `select`. Which patch is which token of the prompt, newlines, padding of any-resolution mosaics,
+    several images and generation are the driver's business. `select` runs without gradients.
+    """
 
     hook = "enc"
+    scope: ClassVar[str] = "crop"  # rows of a view: "crop", all crops of all images; "image", the crops of one image, thumbnail first;
+    #   "stream", one image a row, its tokens as the decoder gets them with newlines: `projected`, and `index` counts them
+    rows: ClassVar[str] = "cls"  # "all": the queries of every row
+    features: ClassVar[tuple[str, ...]] = ()  # of "patches", "projected", "cls"
+    keep_newlines: bool = False  # any resolution: newline tokens stay; scope "stream" decides for itself
+    ordered: bool = False  # tokens of a row follow each other as `select` lists them, not in raster order
 
-    def keep_count(self, candidates: int) -> int:
-        """Tokens kept of one crop with this many candidates."""
+    def layers(self, depth: int, feature: int) -> tuple[int, ...]:
+        """Encoder layers whose queries and keys are read, of `depth`; `feature` is the one whose output becomes the features."""
+        return (feature,)
+
+    def keep_count(self, candidates: int) -> int | None:
+        """Tokens kept of one row with so many candidates; None: `select` decides, which costs one host read a prompt."""
+        return None
+
+    def select(self, view: ImageView) -> Tensor:
+        """The patches that stay.
+
+        Returns:
+            (R, T) int64, positions in 0..N-1, -1 = nothing (anywhere in a row). Patches that do not reach the language model are lost.
+        """
         raise NotImplementedError
 
-    def select(self, query: Tensor, key: Tensor, counts: Sequence[int], candidates: Tensor | None = None) -> Tensor:
-        """(B, H, 1, D) CLS query and (B, H, N + 1, D) keys -> (B, max(counts)) kept patches, ascending, -1 padded."""
-        raise NotImplementedError
+    def replace(self, view: ImageView, index: Tensor) -> Tensor | None:
+        """(R, T, C') new features of the patches in `index`, projected (`view.project`), or None: as they are; with gradients.
+
+        A token that stands for no single patch takes the place of one that would have left: list that one in `index`.
+        """
+        return None
 
 
 def require_ints(owner: object, **fields: object) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import EncoderMethod, require, require_ints
+from .views import ImageView
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class FasterVLM(EncoderMethod):
     def keep_count(self, candidates: int) -> int:
         return min(self.tokens, candidates)  # a crop may hold fewer candidates than the budget once its padding is cut
 
-    def select(self, query: Tensor, key: Tensor, counts: Sequence[int], candidates: Tensor | None = None) -> Tensor:
-        require(self.tokens < key.shape[2], self, f"tokens must be at most N={key.shape[2] - 1} patches", self.tokens)
-        scores = cls_scores(query, key)
-        return ops.select_topk(scores, max(counts, default=0), candidates=candidates)
+    def select(self, view: ImageView) -> Tensor:
+        layer = view.layers[0]
+        require(self.tokens < layer.key.shape[2], self, f"tokens must be at most N={layer.key.shape[2] - 1} patches", self.tokens)
+        return view.topk(cls_scores(layer.query, layer.key))
 
 
 def cls_scores(query: Tensor, key: Tensor) -> Tensor:

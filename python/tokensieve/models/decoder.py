@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
+from .. import ops
 from ..methods.base import DecoderMethod, EncoderMethod, Method, Stage
+from ..methods.views import StageView
 from .capture import listen
-from .drop import Rows, drop, drop_marked, project, rank_held
+from .drop import AllRows, Dropped, Rows, drop, drop_marked, project, put_back, rank_held, reordered, shown
 from .held import CacheState, Held, mask_of
 from .images import ImageSource
 from .layout import Chunk, Prompt, read_chunk
+from .points import points_of
 from .report import Timer
 from .support import Parts
-from .vision import VisionSieve
+from .vision import VisionSieve, side
 
 _ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
 
@@ -45,6 +48,9 @@ class Call:
     chunks: list[Chunk] = field(default_factory=list)  # of each group of layers
     shifts: list[Tensor | None] = field(default_factory=list)
     contexts: list[Any] = field(default_factory=list)  # (mask, rope) of each group; None = what the model itself made
+    away: dict[int, tuple[Tensor, Chunk, Tensor]] = field(default_factory=dict)  # of each stage: what its tokens return to, and where
+    embeddings: Tensor | None = None
+    scratch: dict[str, Any] = field(default_factory=dict)  # a method's own
     ranked: tuple[Chunk, list[int]] | None = None  # for a method that ranks again: the tokens and budgets of this call's drop
 
     @property
@@ -58,16 +64,15 @@ class DecoderSieve:
 
     def __init__(self, parts: Parts, method: Method, images: ImageSource, vision: VisionSieve | None) -> None:
         self.parts, self.method, self.images, self.vision = parts, method, images, vision
-        self.stages = method.stages if isinstance(method, DecoderMethod) else (Stage(0, 0),)
+        self.stages = method.stages if isinstance(method, DecoderMethod) else (Stage(0),)
         self.renumber = method.renumber if isinstance(method, DecoderMethod) else True
+        self.selects = type(method).select is not DecoderMethod.select if isinstance(method, DecoderMethod) else False  # else it ranks
         depth = len(parts.layers)
-        beyond = [stage.layer for stage in self.stages if stage.layer >= depth]
-        if beyond:
-            raise ValueError(f"tokensieve.sieve: {type(method).__name__} drops before layers {beyond}, the model has layers 0..{depth - 1}")
-        self.starts = tuple(stage.layer for stage in self.stages)
+        self.points = points_of(method, self.stages, depth)
+        self.starts = tuple(point.layer for point in self.points)
         self.group_of = [sum(start <= layer for start in self.starts) for layer in range(depth)]
         self.call: Call | None = None
-        self.captured: tuple[Tensor, Tensor] | None = None
+        self.captured: dict[int, tuple[Tensor, Tensor]] = {}  # of each source layer, until its stage has used it
         self.labels: Tensor | None = None  # the caller's, until a call has shortened them
         self.timer = Timer()
         self.prompt = Prompt()  # of the last call that had image tokens, like all that follows
@@ -83,13 +88,12 @@ class DecoderSieve:
         handles.append(decoder.register_forward_hook(self._leave, always_call=True))
         for index, layer in enumerate(self.parts.layers):
             handles.append(layer.register_forward_pre_hook(partial(self._before_layer, index), with_kwargs=True))
-        for stage in self.stages:
-            if stage.source < stage.layer:
-                handles += listen(self.parts.layers[stage.source].self_attn, self._capture, self._wants_capture)
+        for source in {stage.source for stage in self.stages if stage.source not in (None, stage.layer) and stage.rope}:
+            handles += listen(self.parts.layers[source].self_attn, partial(self._capture, source), self._wants_capture)
         return handles
 
-    def _capture(self, query: Tensor, key: Tensor) -> None:
-        self.captured = (query.detach(), key.detach())
+    def _capture(self, source: int, query: Tensor, key: Tensor) -> None:
+        self.captured[source] = (query.detach(), key.detach())
 
     def _wants_capture(self) -> bool:
         if self.call is None:
@@ -113,7 +117,7 @@ class DecoderSieve:
         size = kwargs[name].shape[1]
         if 0 in kwargs[name].shape[:2]:
             raise ValueError(f"tokensieve.sieve: {name} must hold at least one sample and one token, got {tuple(kwargs[name].shape)}")
-        if self.starts[0] == 0 and state.groups[1].diverged:
+        if self.group_of[0] > 0 and state.groups[self.group_of[0]].diverged:
             size = self._cut_again(kwargs, name, state, size)
         if padding is not None and (padding.shape[0] != kwargs[name].shape[0] or padding.shape[1] < size):
             expected = f"(B={kwargs[name].shape[0]}, S={state.seen + size})"
@@ -142,7 +146,7 @@ class DecoderSieve:
 
     def _leave(self, _module: Any, _args: Any, output: Any) -> None:
         """After the decoder, also when it raised: only a call that went through is remembered."""
-        call, self.call, self.captured = self.call, None, None
+        call, self.call, self.captured = self.call, None, {}
         if call is None or output is None or not call.chunks:
             return
         for held, chunk, shift in zip(call.state.groups, call.chunks, call.shifts):
@@ -169,17 +173,26 @@ class DecoderSieve:
         if index == 0:
             self._begin(call, hidden, kwargs)
         group = self.group_of[index]
-        for stage in [s for s, start in enumerate(self.starts) if start == index]:
-            if call.drops:
-                hidden = self._drop(call, stage, hidden, kwargs)
-            elif self.captured is not None:
-                self._rerank(call, call.state.groups[stage + 1])
-            self._settle(call, stage, hidden)
+        for number, point in enumerate(self.points):
+            if point.layer != index:
+                continue
+            if point.back:
+                hidden = self._bring_back(call, point.stage, hidden)
+            elif call.drops:
+                hidden = self._drop(call, point.stage, hidden, kwargs)
+            elif self.captured:
+                self._rerank(call, call.state.groups[number + 1])
+            self._settle(call, number, hidden)
+        for stage in self.stages:
+            if stage.source == index < stage.layer and not stage.rope and call.drops and sum(call.chunk.left) > 0:
+                with torch.no_grad():
+                    self.captured[index] = project(self.parts.layers[index], hidden.detach(), None, self._rows(call, stage))
         context = call.contexts[group]
-        if context is None:
+        if context is not None:
+            # position_ids with gaps would make flash attention believe in packed sequences; the layers only use the embeddings
+            kwargs = {**kwargs, "attention_mask": context[0], "position_embeddings": context[1], "position_ids": None}
+        elif index not in self.starts:
             return None
-        # position_ids with gaps would make flash attention believe in packed sequences; the layers only use the embeddings
-        kwargs = {**kwargs, "attention_mask": context[0], "position_embeddings": context[1], "position_ids": None}
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
@@ -201,46 +214,116 @@ class DecoderSieve:
         if call.drops:
             self.records = []
             self.timer.clear()
+            if getattr(self.method, "embeddings", False):
+                call.embeddings = hidden
 
     def _drop(self, call: Call, stage: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         chunk = call.chunk
+        if sum(chunk.left) == 0:
+            return hidden
         if isinstance(self.method, EncoderMethod):
-            assert self.vision is not None
-            self.timer.start(hidden.device)
-            marks, keep = self.vision.choose(chunk.image_tokens(), chunk.images)
-            if keep == chunk.images:
-                return hidden
-            hidden, call.chunk, columns = drop_marked(hidden, chunk, marks, keep)
+            after = self._drop_encoded(chunk, hidden)
+        elif self.selects:
+            after = self._drop_selected(call, stage, hidden, kwargs)
         else:
-            method = self.method
-            assert isinstance(method, DecoderMethod)
-            keep = [method.keep_count(stage, n) for n in call.prompt.images]
-            answers = call.prompt.answers if method.answers_rank else None
-            if answers is not None:  # a sample without answers, and one without images, passes unchanged
-                keep = [n if rows == 0 else k for k, n, rows in zip(keep, chunk.images, answers)]
-            keep = [min(k, n) for k, n in zip(keep, chunk.images)]  # fewer are left only after a cut at max_length
-            if keep == chunk.images and (method.max_length is None or max(chunk.lengths) <= method.max_length):
-                return hidden
-            self.timer.start(hidden.device)
-            with torch.no_grad():
-                rows = Rows(chunk, answers)
-                query, key = self._ranking(call, stage, hidden.detach(), kwargs, rows)
-            held = call.state.groups[self.group_of[self.stages[stage].source]]
-            hidden, call.chunk, columns = drop(method, hidden, chunk, held, query, key, rows, keep)
-            if method.rerank:
-                call.ranked = (chunk, keep)
+            after = self._drop_ranked(call, stage, hidden, kwargs)
+        if after is None:
+            return hidden
         self.timer.stop()
-        self.records.append(Record(stage, columns))
-        return hidden
+        if self.stages[stage].until is not None:
+            call.away[stage] = (hidden, chunk, after[3])
+        call.chunk = after[1]
+        self.records.append(Record(stage, after[2]))
+        return after[0]
 
-    def _ranking(self, call: Call, stage: int, hidden: Tensor, kwargs: dict[str, Any], rows: Rows) -> tuple[Tensor, Tensor]:
-        """Query rows and keys that rank the tokens, post RoPE, cached keys first."""
-        layer, source = self.stages[stage].layer, self.stages[stage].source
+    def _drop_encoded(self, chunk: Chunk, hidden: Tensor) -> Dropped | None:
+        """An encoder method's tokens leave."""
+        assert self.vision is not None
+        self.timer.start(hidden.device)
+        choice = self.vision.choose(chunk.image_tokens(), chunk.images, hidden)
+        if choice.keep == chunk.images and choice.source is None and choice.hidden is None:
+            return None
+        hidden = hidden if choice.hidden is None else choice.hidden
+        return drop_marked(hidden, chunk, choice.marks, choice.keep, source=choice.source)
+
+    def _counts(self, call: Call, stage: int) -> list[int] | None:
+        """Image tokens that `keep_count` leaves of each sample."""
+        method, left = self.method, call.chunk.left
+        assert isinstance(method, DecoderMethod)
+        counts = [method.keep_count(stage, n) for n in call.prompt.images]
+        if None in counts:
+            return None
+        answers = call.prompt.answers if method.answers_rank else None
+        if answers is not None:  # a sample without answers, and one without images, passes unchanged
+            counts = [n if rows == 0 else k for k, n, rows in zip(counts, left, answers)]
+        return [min(k, n) for k, n in zip(counts, left) if k is not None]  # fewer are left only after a cut at max_length
+
+    def _drop_ranked(self, call: Call, stage: int, hidden: Tensor, kwargs: dict[str, Any]) -> Dropped | None:
+        """The default: the last row ranks, in one fused op."""
+        method, chunk, keep = self.method, call.chunk, self._counts(call, stage)
+        assert isinstance(method, DecoderMethod)
+        assert keep is not None, f"{type(method).__name__}.keep_count must give a count where it has no select"
+        if keep == chunk.left and (method.max_length is None or max(chunk.lengths) <= method.max_length):
+            return None
+        self.timer.start(hidden.device)
+        rows = self._rows(call, self.stages[stage])
+        with torch.no_grad():
+            query, key = self._ranking(call, self.stages[stage], hidden.detach(), kwargs, rows)
+        source = self.stages[stage].source
+        assert source is not None
+        assert query is not None
+        assert key is not None
+        if method.rerank:
+            call.ranked = (chunk, keep)
+        return drop(method, hidden, chunk, call.state.groups[self.group_of[source]], query, key, rows, keep)
+
+    def _drop_selected(self, call: Call, stage: int, hidden: Tensor, kwargs: dict[str, Any]) -> Dropped | None:
+        """A method with its own `select`."""
+        method, chunk, keep = self.method, call.chunk, self._counts(call, stage)
+        assert isinstance(method, DecoderMethod)
+        if keep == chunk.left:
+            return None
+        self.timer.start(hidden.device)
+        view = self._view(call, stage, hidden, kwargs, keep)
+        with torch.no_grad():
+            index = method.select(view)
+            if keep is None:
+                keep = (index >= 0).sum(1).tolist()  # the data decided: one host read a stage
+        new = method.replace(view, index)
+        if new is not None:
+            hidden = put_back(hidden, index, new)
+        if keep == chunk.left and new is None and not method.ordered:
+            return None
+        source = reordered(index, chunk.size) if method.ordered else None
+        options: Any = {"source": source, "renumber": self.renumber, "masking": method.masking}
+        return drop_marked(hidden, chunk, shown(index, chunk.size), keep, **options)
+
+    def _rows(self, call: Call, stage: Stage) -> Rows | AllRows:
+        """The rows that a stage reads."""
+        method = self.method
+        assert isinstance(method, DecoderMethod)
+        if stage.rows == "all":
+            return AllRows(call.chunk, self._real(call))
+        return Rows(call.chunk, call.prompt.answers if method.answers_rank else None)
+
+    def _real(self, call: Call) -> Tensor | None:
+        """(B, S) bool, no padding; a token that a masking method hid is real."""
+        assert call.first is not None
+        return call.chunk.valid if call.chunk.shown is None else call.first.valid
+
+    def _ranking(
+        self, call: Call, stage: Stage, hidden: Tensor, kwargs: dict[str, Any], rows: Rows | AllRows
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Query rows and keys that a stage reads, cached keys first."""
+        layer, source = stage.layer, stage.source
+        if source is None:
+            return None, None
         if source < layer:
-            assert self.captured is not None
-            (query, key), self.captured = self.captured, None
-            return rows.take(query.transpose(1, 2)).transpose(1, 2), key
-        held, context = call.state.groups[stage + 1], call.contexts[-1]
+            query, key = self.captured.pop(source)
+            return rows.take(query.transpose(1, 2)).transpose(1, 2) if stage.rope else query, key
+        if not stage.rope:
+            return project(self.parts.layers[layer], hidden, None, rows)
+        held, context = call.state.groups[self.group_of[layer]], call.contexts[-1]
         rope = kwargs["position_embeddings"] if context is None else context[1]
         if held.shift is not None:  # the layer's cached keys count positions their own way
             rope = self.parts.decoder.rotary_emb(hidden, position_ids=self._renumbered(call, call.chunk, held))
@@ -249,10 +332,56 @@ class DecoderSieve:
             key = torch.cat([call.cache.layers[layer].keys, key], 2)
         return query, key
 
+    def _view(self, call: Call, number: int, hidden: Tensor, kwargs: dict[str, Any], counts: list[int] | None) -> StageView:
+        """What `select` sees."""
+        method, chunk, stage = self.method, call.chunk, self.stages[number]
+        assert isinstance(method, DecoderMethod)
+        rows = self._rows(call, stage)
+        with torch.no_grad():
+            query, key = self._ranking(call, stage, hidden.detach(), kwargs, rows)
+        held = call.state.groups[self.group_of[stage.layer if stage.source is None else stage.source]]
+        visible = None
+        if chunk.valid is not None or held.valid is not None:
+            visible = torch.cat([held.visible(chunk), mask_of(chunk)], 1)
+        runs = call.prompt.runs
+        if self.vision is not None and self.images.given is None and self.images.spans is None:
+            runs = self.vision.split_runs(runs)
+        return StageView(
+            stage=number,
+            hidden=hidden,
+            image_mask=chunk.image_tokens() if chunk.shown is None else chunk.image_tokens() & mask_of(chunk),
+            visible=visible,
+            real=self._real(call),
+            positions=chunk.positions,
+            columns=chunk.columns(),
+            images=list(chunk.left),
+            lengths=list(chunk.lengths),
+            full=list(call.prompt.images),
+            last=list(chunk.last),
+            counts=counts,
+            query=query,
+            key=key,
+            query_positions=None if key is None else rows.positions(key.shape[2] - chunk.size),
+            state=call.scratch,
+            runs=runs,
+            side=None if self.vision is None or self.parts.anyres else side(self.parts),
+            norm=self.parts.decoder.norm,
+            embeddings=call.embeddings,
+        )
+
+    def _bring_back(self, call: Call, stage: int, hidden: Tensor) -> Tensor:
+        """Tokens that skipped layers return to their places."""
+        if stage not in call.away:
+            return hidden
+        assert isinstance(self.method, DecoderMethod)
+        before, call.chunk, index = call.away.pop(stage)
+        rows, image = ops.gather_tokens((before, call.chunk.image_tokens()), index)
+        return put_back(before, index, self.method.restore(stage, rows, hidden, image))
+
     def _rerank(self, call: Call, held: Held) -> None:
         assert isinstance(self.method, DecoderMethod)
         assert self.captured is not None
-        query, key = self.captured
+        (query, key), *_ = self.captured.values()
         visible = rank_held(self.method, held, call.chunk, query, key)
         held.valid = visible[:, : held.length]
         call.chunk = replace(call.chunk, valid=visible[:, held.length :])
@@ -265,9 +394,9 @@ class DecoderSieve:
             return base + torch.arange(chunk.size, device=base.device)
         return (base + chunk.valid.cumsum(1) - 1).masked_fill(~chunk.valid, 0)
 
-    def _settle(self, call: Call, stage: int, hidden: Tensor) -> None:
-        """Positions, shift, mask and rotary embeddings of the group of layers that begins here."""
-        held, chunk = call.state.groups[stage + 1], call.chunk
+    def _settle(self, call: Call, number: int, hidden: Tensor) -> None:
+        """Positions, shift, mask and rotary embeddings of the group of layers that begins at a point."""
+        held, chunk = call.state.groups[number + 1], call.chunk
         assert call.first is not None
         shift = held.shift
         if chunk.dropped and self.renumber:
@@ -280,7 +409,7 @@ class DecoderSieve:
             visible = None
             if chunk.valid is not None or held.valid is not None:
                 visible = torch.cat([held.visible(chunk), mask_of(chunk)], 1)
-            decoder, layer = self.parts.decoder, self.stages[stage].layer
+            decoder, layer = self.parts.decoder, self.starts[number]
             mask = create_causal_mask(decoder.config, hidden, visible, call.cache, layer_idx=layer)
             context = (mask, decoder.rotary_emb(hidden, position_ids=chunk.positions))
         call.chunks.append(chunk)

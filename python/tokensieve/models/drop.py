@@ -16,6 +16,25 @@ from ..methods.step import IGNORE, answer_rows, prune_ragged, prune_span, select
 from .held import Held, mask_of
 from .layout import Chunk, read_chunk
 
+Dropped = tuple[Tensor, Chunk, Tensor, Tensor]  # hidden states, layout, input columns (B, K), index in the chunk before
+
+
+class AllRows:
+    """Every row of a call; each sees the keys before it and itself. real: (B, S) bool, rows that are no padding; None = all."""
+
+    def __init__(self, chunk: Chunk, real: Tensor | None) -> None:
+        self.chunk, self.real = chunk, real
+
+    def take(self, x: Tensor) -> Tensor:
+        """(B, S, ...), all rows."""
+        return x
+
+    def positions(self, cached: int) -> Tensor:
+        """(B, S) last key that each row sees; -1 for padding."""
+        columns = torch.arange(cached, cached + self.chunk.size, device=self.chunk.positions.device)
+        columns = columns.expand(self.chunk.positions.shape[0], -1)
+        return columns if self.real is None else columns.masked_fill(~self.real, -1)
+
 
 class Rows:
     """The ranking rows of a call: the last real token of each sample, or in training the token before each answer."""
@@ -37,31 +56,42 @@ class Rows:
         return None if self.sees_all else torch.where(self.index < 0, -1, self.index + cached)
 
 
-def project(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor], rows: Rows) -> tuple[Tensor, Tensor]:
-    """Queries of the ranking rows (B, H, L, D) and keys of all tokens (B, Hkv, S, D), as the layer about to run would make them."""
+def project(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor] | None, rows: Rows | AllRows) -> tuple[Tensor, Tensor]:
+    """Queries of the ranking rows (B, H, L, D) and keys of all tokens (B, Hkv, S, D), as the layer about to run would make them.
+
+    rope is (cos, sin), or None for queries and keys before it.
+    """
     attention = layer.self_attn
     rotate_half = sys.modules[type(attention).__module__].rotate_half
     normed = layer.input_layernorm(hidden)
+    if rope is None:
+        query, key = attention.q_proj(rows.take(normed)), attention.k_proj(normed)
+        return heads(query, attention), heads(key, attention)
     cos, sin = (x.expand(hidden.shape[0], -1, -1) for x in rope)
 
     def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        x = heads(x, attention)
         return x * cos[:, None] + rotate_half(x) * sin[:, None]
 
     query = rotated(attention.q_proj(rows.take(normed)), rows.take(cos), rows.take(sin))
     return query, rotated(attention.k_proj(normed), cos, sin)
 
 
+def heads(x: Tensor, attention: Any) -> Tensor:
+    """(B, S, H * D) projections -> (B, H, S, D)."""
+    return x.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+
 def drop(
-    method: DecoderMethod, hidden: Tensor, chunk: Chunk, held: Held, query: Tensor, key: Tensor, rows: Rows, keep: list[int]
-) -> tuple[Tensor, Chunk, Tensor]:
+    method: DecoderMethod, hidden: Tensor, chunk: Chunk, held: Held, query: Tensor, key: Tensor, rows: Rows | AllRows, keep: list[int]
+) -> Dropped:
     """Ranks the image tokens of a call and removes (or, for a masking method, hides) all but `keep` of each sample.
 
     Args:
         query, key: (B, H, L, D) and (B, Hkv, M, D); the last S keys are the call's tokens, those before are held in the cache.
 
     Returns:
-        Hidden states, layout after the step, and the input columns (B, K) that were kept.
+        Hidden states, layout after the step, the input columns (B, K) that were kept, and where they stood in this chunk; -1 on pads.
     """
     cached = key.shape[2] - chunk.size
     totals = [length - n + k for length, n, k in zip(chunk.lengths, chunk.images, keep)]
@@ -79,7 +109,7 @@ def drop(
         valid = None
         if chunk.valid is not None or held.valid is not None:
             valid = torch.cat([held.visible(chunk), mask_of(chunk)], 1)
-        extra["image_mask"] = chunk.image_tokens()
+        extra["image_mask"] = chunk.image_tokens() if chunk.shown is None else chunk.image_tokens() & mask_of(chunk)
         step = prune_ragged(
             query,
             key,
@@ -95,28 +125,68 @@ def drop(
         uniform = False
     if method.masking:
         columns = step.tensors[0].masked_fill(step.index < 0, -1)
-        return hidden, replace(chunk, valid=shown(step.index, chunk.size), dropped=True), columns
+        return hidden, replace(chunk, valid=shown(step.index, chunk.size), dropped=True, shown=list(keep)), columns, step.index
     after = _shorter(chunk, step.index, dict(zip(extra, step.tensors[1:])), keep, cut, uniform)
     if cut != totals and any(c < t for c, t in zip(cut, totals)):  # a cut may have taken image tokens: count them again
         after = _reread(after)
     assert after.origin is not None
-    return step.tensors[0], after, after.origin
+    return step.tensors[0], after, after.origin, step.index
 
 
-def drop_marked(hidden: Tensor, chunk: Chunk, marks: Tensor, keep: list[int]) -> tuple[Tensor, Chunk, Tensor]:
-    """Removes the image tokens that an encoder method did not mark; marks is (B, S) bool, keep how many are marked of each sample."""
-    totals = [length - n + k for length, n, k in zip(chunk.lengths, chunk.images, keep)]
-    extra = {"columns": chunk.columns(), "image_mask": marks}
-    if chunk.labels is not None:
-        extra["labels"] = chunk.labels
+def drop_marked(
+    hidden: Tensor,
+    chunk: Chunk,
+    marks: Tensor,
+    keep: list[int],
+    *,
+    source: Tensor | None = None,
+    renumber: bool = True,
+    masking: bool = False,
+) -> Dropped:
+    """Removes (or hides) the image tokens that a method did not mark.
+
+    Args:
+        marks: (B, S) bool, image tokens that stay; keep: how many they are of each sample.
+        source: (B, S) int64, which token comes to each place; None = its own.
+
+    Returns:
+        As `drop`.
+    """
     image = chunk.image_tokens()
     text = ~image if chunk.valid is None else chunk.valid & ~image
-    scores = marks.float()
-    index = select_sequence(scores, marks, text | marks, totals, pad_side=chunk.pad_side)
+    if masking:
+        seen = text | marks
+        columns = chunk.columns().masked_fill(~seen, -1)
+        return hidden, replace(chunk, valid=seen, dropped=True, shown=list(keep)), columns, columns
+    totals = [length - n + k for length, n, k in zip(chunk.lengths, chunk.images, keep)]
+    extra = {"columns": chunk.columns(), "image_mask": marks}
+    if not renumber:
+        extra["positions"] = chunk.positions
+    if chunk.labels is not None:
+        extra["labels"] = chunk.labels
+    index = select_sequence(marks.float(), marks, text | marks, totals, pad_side=chunk.pad_side)
+    if source is not None:
+        index = torch.where(index < 0, -1, source.gather(1, index.clamp(min=0)))
     tensors = ops.gather_tokens((hidden, *extra.values()), index)
     after = _shorter(chunk, index, dict(zip(extra, tensors[1:])), keep, totals, False)
     assert after.origin is not None
-    return tensors[0], after, after.origin
+    return tensors[0], after, after.origin, index
+
+
+def put_back(before: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """(B, S, C) with the rows (B, K, C) at their places `index` (B, K), -1 = none."""
+    wide = torch.nn.functional.pad(before, (0, 0, 0, 1))
+    place = torch.where(index < 0, before.shape[1], index)
+    return wide.scatter(1, place[..., None].expand_as(rows), rows.to(before.dtype))[:, :-1].contiguous()
+
+
+def reordered(index: Tensor, size: int) -> Tensor:
+    """(B, K) tokens in the order of a method, -1 = none -> (B, size) which token comes to each place, for them to follow that order."""
+    order = torch.arange(index.shape[1], device=index.device).expand_as(index)
+    rank = torch.full((index.shape[0], size + 1), size, device=index.device)
+    rank = rank.scatter_(1, torch.where(index < 0, size, index), order)[:, :size]
+    places, tokens = (rank >= size).to(torch.int8).argsort(dim=1, stable=True), rank.argsort(dim=1, stable=True)
+    return torch.empty_like(places).scatter_(1, places, tokens)
 
 
 def rank_held(method: DecoderMethod, held: Held, chunk: Chunk, query: Tensor, key: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def mask_of(chunk: Chunk) -> Tensor:
 class CacheState:
     """All groups of one cache, and how many incoming columns it has seen."""
 
-    layers: tuple[int, ...]  # first layer of each stage
+    layers: tuple[int, ...]  # first layer of each group from 1 on; where two begin at one layer the first of them has no layer
     groups: list[Held]  # group 0 = the layers before the first stage
     seen: int = 0
 
@@ -101,9 +101,12 @@ class CacheState:
 
     def follow(self, cache: Any) -> None:
         """Follows a cache that was cropped, reset or reused since the last call."""
-        entry = 0 if self.layers[0] > 0 else 1  # the group of layer 0
+        entry = sum(layer == 0 for layer in self.layers)  # the group of layer 0
         before = self.groups[entry].length
-        for group, layer in list(zip(self.groups, (0, *self.layers)))[entry:]:
+        starts = (0, *self.layers)
+        for number, (group, layer) in enumerate(zip(self.groups, starts)):
+            if starts[number + 1 : number + 2] == (layer,):
+                continue
             length = cache.get_seq_length(layer)
             if length > group.length:
                 raise ValueError(

@@ -28,6 +28,12 @@ class Chunk:
     labels: Tensor | None = None  # (B, S)
     pad_side: str = "left"
     dropped: bool = False  # tokens have left since the call began
+    shown: list[int] | None = None  # image tokens that a masking method has not hidden; None = all
+
+    @property
+    def left(self) -> list[int]:
+        """Image tokens of each sample that can still leave."""
+        return self.images if self.shown is None else self.shown
 
     def image_tokens(self) -> Tensor:
         """(B, S) bool, the image tokens."""

@@ -160,16 +160,7 @@ class SieveRun:
         runs = self._decoder.prompt.runs
         if self._vision is None or self._images.given is not None or self._images.spans is not None:
             return runs
-        lengths, image, result = self._vision.image_lengths(), 0, []
-        for sample in runs:
-            split = []
-            for start, n in sample:
-                while n > 0:
-                    length = lengths[image % len(lengths)]
-                    split.append((start, length))
-                    start, n, image = start + length, n - length, image + 1
-            result.append(split)
-        return result
+        return self._vision.split_runs(runs)
 
     @property
     def report(self) -> Report:
