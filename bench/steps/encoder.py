@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from reference import ops as reference
 from tokensieve import methods
-from tokensieve.methods import damro, fastervlm, fopru, globalcom2, hired, vtc_cls
+from tokensieve.methods import damro, divprune, fastervlm, fopru, globalcom2, hired, vispruner, vtc_cls
 from torch import Tensor
 
 from .. import cases, checks, peers
@@ -229,4 +229,96 @@ def _globalcom2(settings: Settings) -> Case:
     return _row("GlobalCom2", f"5 crops, {N} keep {method.thumbnail_count(N)}", parts, 1, 0, _inputs(settings.device, parts, 1), fns, check)
 
 
-STEPS = {"FasterVLM": _fastervlm, "VTCCLS": _vtc_cls, "HiRED": _hired, "DAMRO": _damro, "FoPru": _fopru, "GlobalCom2": _globalcom2}
+def _vispruner(settings: Settings) -> Case:
+    method = methods.VisPruner()
+    important, diverse = method.split()
+
+    def ours(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
+        return vispruner.keep_patches(queries[0][:, :, :1], keys[0], features, method)[:2]
+
+    def eager(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, ...]:
+        order = _map(queries[0], keys[0])[0].argsort(descending=True)
+        unit, rest = features[0] / features[0].norm(dim=-1, keepdim=True), order[important:]
+        while len(rest) > diverse:
+            drop = min(8, len(rest) - diverse)
+            nearest = (unit[rest[0::2]] @ unit[rest[1::2]].T).amax(1)
+            rest = torch.cat([rest[0::2][nearest.argsort(descending=True)[drop:]], rest[1::2]])
+        mask = torch.zeros(1, N, dtype=torch.bool, device=features.device)
+        mask[0, torch.cat([order[:important], rest])] = True
+        return features[mask][None], mask.nonzero()[:, 1][None]
+
+    def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
+        """The rounds hang on the last bit of a score, so sets differ: the attention part is compared, and how alike the diverse part is."""
+        exact = eager([q.double() for q in inputs[0]], [k.double() for k in inputs[1]], inputs[2].double())[1]
+        top = set(_truth(inputs[0][0], inputs[1][0])[0].topk(important).indices.tolist())
+        alike = []
+        for index in (exact, output[1]):
+            if len(top & set(index[0].tolist())) < important - 1 or len(set(index[0].tolist())) != method.tokens:
+                return "the patches that CLS attends to most are not all kept"
+            unit = torch.nn.functional.normalize(inputs[2][0, [n for n in index[0].tolist() if n not in top]].double(), dim=-1)
+            alike.append(float((unit @ unit.T).fill_diagonal_(-1).amax(1).mean()))
+        if abs(alike[0] - alike[1]) > 0.1 * alike[0]:
+            return f"the diverse patches resemble each other by {alike[1]:.3f}, in float64 by {alike[0]:.3f}"
+        return checks.copies([inputs[2]], output[1], [output[0]])
+
+    fns = {"ours": ours, "eager code": eager}
+    return _row("VisPruner", f"{N} keep {method.tokens}", 1, 1, method.tokens, _inputs(settings.device, 1, 1), fns, check)
+
+
+def _divprune(settings: Settings) -> Case:
+    k, C = methods.DivPrune().keep_count(N), 4096
+
+    def inputs(seed: int) -> Inputs:
+        return (cases.randn(seed, 1, N, C, device=settings.device),)
+
+    def ours(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return divprune.keep_diverse(tokens, k)
+
+    def pick(tokens: Tensor, incremental: bool) -> Tensor:
+        unit = tokens[0] / tokens[0].norm(dim=-1, keepdim=True)
+        far = 1 - unit @ unit.T
+        picks = [far.topk(2, dim=0, largest=False).values[1].argmax()]
+        nearest = far[picks[0]]
+        while len(picks) < k:
+            nearest = torch.minimum(nearest, far[picks[-1]]) if incremental else far[torch.stack(picks)].amin(0)
+            picks.append(nearest.argmax())
+        return torch.stack(picks).sort().values[None]
+
+    def smart(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        index = pick(tokens, True)
+        return peers.rows(tokens, index), index
+
+    def eager(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        index = pick(tokens, False)  # every pick reads the rows of all picks before it
+        return peers.rows(tokens, index), index
+
+    def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
+        wanted, got = set(pick(inputs[0].double(), True)[0].tolist()), set(output[1][0].tolist())
+        if len(wanted & got) < k - 2:  # two distances that differ in the last bit may trade places
+            return f"{len(wanted & got)} of {k} kept tokens are those of float64"
+        return checks.copies([inputs[0]], output[1], [output[0]])
+
+    return Case(
+        op="DivPrune",
+        case=f"{N} keep {k} x {C}",
+        dtype="f32",
+        inputs=inputs,
+        ours=ours,
+        peers={"smart eager": smart, "eager code": eager},
+        check=check,
+        bytes=4 * C * (N + 2 * k),
+        flops=2 * N * N * C,
+        quick=True,
+    )
+
+
+STEPS = {
+    "FasterVLM": _fastervlm,
+    "VTCCLS": _vtc_cls,
+    "HiRED": _hired,
+    "DAMRO": _damro,
+    "FoPru": _fopru,
+    "GlobalCom2": _globalcom2,
+    "VisPruner": _vispruner,
+    "DivPrune": _divprune,
+}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from tokensieve.methods import GlobalCom2
-from tokensieve.methods.globalcom2 import cls_logits, crop_ratios, crop_scores, pack, select
+from tokensieve.methods.globalcom2 import cls_logits, crop_budgets, crop_scores, pack, select
 from tokensieve.ops import gather_tokens, select_topk
 
 from .base import Adapter, Case, pad_rows
@@ -32,7 +32,7 @@ def _run(case: Case) -> dict[str, Any]:
     T = kept.thumbnail.shape[1]
     result = {
         "score": scores,
-        "crop_scales": crop_ratios(scores, method, grid, side),
+        "crop_scales": crop_budgets(scores, shown.sum(1), method, grid, side)[1],
         "crop_k": kept.counts,
         "crop_valid": shown.sum(1),
         "thumb_idx": kept.thumbnail[0],

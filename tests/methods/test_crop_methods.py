@@ -108,14 +108,14 @@ def test_globalcom2_against_the_reference(device: str, size: Any, grid: Any, sid
 
 def test_globalcom2_shares_sum_to_the_ratio_and_clamp() -> None:
     scores = torch.randn(5, 64)
-    assert float(globalcom2.crop_ratios(scores, GlobalCom2(0.3), (2, 2), (8, 8)).mean()) == pytest.approx(0.3)
-    assert float(globalcom2.crop_ratios(100 * scores, GlobalCom2(0.9), (2, 2), (8, 8)).max()) == 1.0
+    assert float(globalcom2.crop_budgets(scores, 64, GlobalCom2(0.3), (2, 2), (8, 8))[1].mean()) == pytest.approx(0.3)
+    assert float(globalcom2.crop_budgets(100 * scores, 64, GlobalCom2(0.9), (2, 2), (8, 8))[1].max()) == 1.0
     with pytest.raises(ValueError, match=r"scores must have a thumbnail and 4 crops, got \(4, 64\)"):
         globalcom2.crop_scores(scores[:4], (10, 10), (2, 2), (8, 8))
     with pytest.raises(ValueError, match=r"image_size must show a patch of the \(16, 16\) mosaic, got \(1, 40\)"):
         globalcom2.crop_scores(scores, (1, 40), (2, 2), (8, 8))
     with pytest.raises(ValueError, match=r"grid must fit into 8 x 8 patches, got \(9, 1\)"):
-        globalcom2.crop_ratios(scores, GlobalCom2(), (9, 1), (8, 8))
+        globalcom2.crop_budgets(scores, 64, GlobalCom2(), (9, 1), (8, 8))
 
 
 def test_globalcom2_reads_nothing_on_the_host() -> None:

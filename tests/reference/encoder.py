@@ -120,3 +120,72 @@ def ademvl(hidden: Tensor, visual: Tensor, e1: Tensor, e2: Tensor, drop: float) 
         for n, score in enumerate(line):
             out[row] += score * values[n] if score >= limit else 0
     return scores, out
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """Of two vectors in float64, 0 where one has norm 0."""
+    norms = float(a.double().norm()) * float(b.double().norm())
+    return float((a.double() * b.double()).sum()) / norms if norms else 0.0
+
+
+def divprune(tokens: Tensor, k: int) -> list[int]:
+    """(N, C) -> picks in order, by the definition: always the token farthest from its nearest pick."""
+    N = len(tokens)
+    far = [[1 - cosine(tokens[i], tokens[j]) for j in range(N)] for i in range(N)]
+    picks: list[int] = []
+    for _ in range(k):
+        left = [n for n in range(N) if n not in picks]
+        picks.append(max(left, key=lambda n: (min(far[n][m] for m in (picks or [x for x in left if x != n])), -n)))
+    return picks
+
+
+def vispruner(scores: Tensor, features: Tensor, tokens: int, important: float) -> list[int]:
+    """(N,) scores, (N, C) features -> kept patches, ascending; one round, one pair at a time."""
+    order = best(scores, len(scores))
+    first = int(tokens * important)
+    rest, wanted = order[first:], tokens - first
+    while wanted and len(rest) > wanted:
+        a, b = rest[0::2], rest[1::2]
+        closest = [max(cosine(features[i], features[j]) for j in b) for i in a]
+        ranked = [a[i] for i in sorted(range(len(a)), key=lambda i: (-closest[i], i))]
+        rest = ranked[min(8, len(rest) - wanted) :] + b
+    return sorted(order[:first] + (rest if wanted else []))
+
+
+def slime(tokens: Tensor, text: Tensor, text_mask: list[bool] | None, top_p: float, temperature: float) -> list[int]:
+    """(N, C), (L, C) -> kept tokens, ascending."""
+    words = [w for w, real in zip(text, text_mask or [True] * len(text)) if real]
+    scores = [sum(cosine(v, w) for w in words) / (1 if text_mask is not None else len(words)) for v in tokens]
+    e = [math.exp(s / temperature) for s in scores]
+    share = torch.tensor([x / sum(e) for x in e], dtype=torch.float64)
+    order, held, count = best(share, len(share)), 0.0, 0
+    for n in order:
+        held += float(share[n])
+        if held > top_p:
+            break
+        count += 1
+    return sorted(order[: count + 1])
+
+
+def quantile(values: list[float], q: float) -> float:
+    """Linear between the two nearest."""
+    values, at = sorted(values), q * (len(values) - 1)
+    low = int(at)
+    return values[low] + (values[min(low + 1, len(values) - 1)] - values[low]) * (at - low)
+
+
+def lrs(scores: Tensor, real: list[bool], columns: int | None, ratio: float, threshold: float) -> tuple[list[int], list[int]]:
+    """(N,) scores -> what the ratio rule keeps, what the threshold rule keeps."""
+    there = [n for n in range(len(scores)) if real[n]]
+    top = sorted(there, key=lambda n: (-float(scores[n]), n))[: int(len(there) * ratio)]
+    ends = [] if columns is None else range(columns - 1, len(scores), columns)
+    low, high = (quantile([float(scores[n]) for n in there], q) for q in (0.05, 0.95))
+    return sorted({*top, *ends}), [n for n in there if min(max((float(scores[n]) - low) / (high - low), 0), 1) > threshold]
+
+
+def paint_streams(first: Tensor, late: Tensor, ratio: float) -> tuple[list[int], list[int]]:
+    """(N,) head sums -> local tokens, summary tokens."""
+    low, high = (quantile(late.tolist(), q) for q in (0.25, 0.75))
+    outliers = sum(value > high + 1.5 * (high - low) for value in late.tolist())
+    summary = sorted(best(late, outliers))
+    return [n for n in sorted(best(first, int(len(first) * ratio))) if n not in summary], summary

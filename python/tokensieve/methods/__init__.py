@@ -3,6 +3,7 @@
 from .ademvl import ADEMVL
 from .base import DecoderMethod, EncoderMethod, Method, Stage, TensorMethod
 from .damro import DAMRO
+from .divprune import DivPrune
 from .fastervlm import FasterVLM
 from .fastv import FastV
 from .fopru import FoPru
@@ -13,6 +14,7 @@ from .mirage import MIRAGE
 from .pyramiddrop import PyramidDrop
 from .registry import METHODS, available, get_method
 from .tsllava import TSLLaVA
+from .vispruner import VisPruner
 from .vtc_cls import VTCCLS
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "MIRAGE",
     "VTCCLS",
     "DecoderMethod",
+    "DivPrune",
     "EncoderMethod",
     "FastV",
     "FasterVLM",
@@ -35,6 +38,7 @@ __all__ = [
     "Stage",
     "TSLLaVA",
     "TensorMethod",
+    "VisPruner",
     "available",
     "get_method",
 ]

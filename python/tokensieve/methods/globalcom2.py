@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,18 +65,21 @@ def cls_logits(query: Tensor, key: Tensor) -> Tensor:
     return ops.attention_scores(query, key, key_range=(1, key.shape[2]), activation="logit")
 
 
-def crop_ratios(scores: Tensor, method: GlobalCom2, grid: Pair, side: Pair) -> Tensor:
-    """(wide * high,) float64 share that each crop keeps, from the (P, N) scores, thumbnail first.
+def crop_budgets(scores: Tensor, room: Tensor | int, method: GlobalCom2, grid: Pair, side: Pair) -> tuple[Tensor, Tensor]:
+    """((G,) int64 tokens that each crop keeps, (G,) float64 share of its own tokens), no host sync.
+
+    Args:
+        scores: (1 + G, N) `cls_logits`, thumbnail first; room: (G,) int64 tokens of each crop that are not padding, or one number for all.
 
     Example:
-        >>> crop_ratios(torch.tensor([[10.0, 0.0, 0.0, 0.0]]), GlobalCom2(ratio=0.5), (2, 1), (2, 2))
-        tensor([0.6155, 0.3845], dtype=torch.float64)
+        >>> crop_budgets(torch.tensor([[10.0, 0.0, 0.0, 0.0]]), 100, GlobalCom2(ratio=0.5), (2, 1), (2, 2))
+        (tensor([61, 38]), tensor([0.6155, 0.3845], dtype=torch.float64))
     """
     cells = torch.nn.functional.one_hot(crop_cells(grid, side), grid[0] * grid[1]).T.double()
-    richness = to_device(cells, scores.device) @ scores[0].double()
-    e = ((richness - richness.max()) / method.temperature).exp()
-    share = e / (e.sum() + 1e-8)
-    return (method.ratio * (1 + share - share.mean())).clamp(max=1)
+    richness = (to_device(cells, scores.device) @ scores[0].double())[None]
+    options: Any = {"cap": room if isinstance(room, int) else room[None], "ratio": method.ratio, "temperature": method.temperature}
+    budget, share = ops.allocate_budget(richness, mode="adjusted", epsilon=1e-8, return_shares=True, **options)
+    return budget[0], share[0]
 
 
 def crop_scores(scores: Tensor, image_size: Pair, grid: Pair, side: Pair) -> tuple[Tensor, Tensor]:
@@ -111,7 +114,7 @@ def select(scores: Tensor, method: GlobalCom2, image_size: Pair, grid: Pair, sid
     """
     G, N = scores.shape[0] - 1, scores.shape[1]
     combined, shown = crop_scores(scores, image_size, grid, side)
-    counts = (shown.sum(1) * crop_ratios(scores, method, grid, side)).long()
+    counts = crop_budgets(scores, shown.sum(1), method, grid, side)[0]
     most = min(N, int(N * min(1.0, method.ratio * (2 - 1 / G))) + 1)
     crops = ops.select_topk(combined, counts, max_k=most, candidates=shown)
     return Kept(ops.select_topk(scores[:1], method.thumbnail_count(N), order="score"), crops, counts)

@@ -105,8 +105,8 @@ def select(first: Tensor, late: Tensor, method: HiRED, grid: tuple[int, int] | N
         assert grid is not None
         assert side is not None
         cells = to_device(torch.nn.functional.one_hot(crop_cells(grid, side), P - 1).T.float(), late.device)
-        found = (cells @ marked[0].float()).long()
-    crops = (found.float() / found.sum() * rest).nan_to_num(0.0).long().clamp(max=N)  # float32 and truncated, as the authors' do
+        found = cells @ marked[0].float()
+    crops = ops.allocate_budget(found.float()[None], rest, cap=N)[0]  # float32 and truncated, as the authors' are
     counts = torch.cat([torch.full((1,), full, device=late.device), crops])
     return Kept(ops.select_topk(late, counts, max_k=min(N, max(full, rest))), counts, full + rest, late, marked[0])
 

@@ -7,6 +7,7 @@ import difflib
 from .ademvl import ADEMVL
 from .base import Method
 from .damro import DAMRO
+from .divprune import DivPrune
 from .fastervlm import FasterVLM
 from .fastv import FastV
 from .fopru import FoPru
@@ -16,6 +17,7 @@ from .hired import HiRED
 from .mirage import MIRAGE
 from .pyramiddrop import PyramidDrop
 from .tsllava import TSLLaVA
+from .vispruner import VisPruner
 from .vtc_cls import VTCCLS
 
 _ALL: tuple[type[Method], ...] = (
@@ -32,6 +34,8 @@ _ALL: tuple[type[Method], ...] = (
     GlobalCom2,
     MIRAGE,
     ADEMVL,
+    DivPrune,
+    VisPruner,
 )
 METHODS: dict[str, type[Method]] = {method.__name__: method for method in _ALL}
 
