@@ -1,4 +1,4 @@
-"""gather_tokens: kept rows of hidden states, into fresh and into reused outputs."""
+"""gather_tokens: kept rows of hidden states, into fresh and into reused outputs; scatter_tokens: back again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import tokensieve as ts
 import torch
+from reference import ops as reference
 from torch import Tensor
 
 from . import cases, checks, peers
@@ -20,6 +21,9 @@ def build(settings: Settings) -> Iterator[Case]:
             yield _fresh(N, k, C, dtype, settings.device)
             yield _reused(N, k, C, dtype, settings.device)
     yield _several(2944, 704, 4096, settings.device)
+    for dtype in (torch.float32, torch.bfloat16):
+        yield _scatter(2944, 704, 4096, dtype, "replace", settings.device)
+        yield _scatter(2944, 704, 4096, dtype, "add", settings.device)
 
 
 def _bytes(k: int, C: int, dtype: torch.dtype) -> int:
@@ -102,4 +106,34 @@ def _several(N: int, k: int, C: int, device: str) -> Case:
         compiled="index_select",
         check=check,
         bytes=_bytes(k, C, torch.bfloat16) + 2 * k * 9,
+    )
+
+
+def _scatter(N: int, k: int, C: int, dtype: torch.dtype, mode: str, device: str) -> Case:
+    """What ends a mixture-of-depths layer: the tokens that went through it are written back, or added with the router's weight."""
+
+    def inputs(seed: int) -> Inputs:
+        x, y = (cases.randn(seed + i, 1, rows, C, dtype=dtype, device=device) for i, rows in enumerate((N, k)))
+        return x, cases.random_index(seed, 1, N, k, device), y, cases.randn(seed + 2, 1, k, device=device) if mode == "add" else None
+
+    def eager(x: Tensor, index: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
+        if weights is None:
+            return x.index_copy(1, index[0], y)
+        return x.index_add(1, index[0], y * weights[..., None].to(y.dtype))
+
+    def check(inputs: Inputs, output: Tensor, ours: bool) -> str | None:
+        want = reference.scatter_tokens([inputs[0]], inputs[1], [inputs[2]], mode, inputs[3])[0]
+        return checks.near(output, want, 0.0 if ours or mode == "replace" else checks.PEER_TOLERANCE[dtype])
+
+    return Case(
+        op="scatter_tokens",
+        case=f"{mode} {k}x{C} of {N}" + (", weighted" if mode == "add" else ""),
+        dtype=cases.name(dtype),
+        inputs=inputs,
+        ours=lambda x, index, y, weights: ts.scatter_tokens(x, index, y, mode=mode, weights=weights),
+        peers={"index_copy" if mode == "replace" else "index_add": eager},
+        compiled="index_copy" if mode == "replace" else "index_add",
+        check=check,
+        bytes=(2 * N + (k if mode == "add" else 0)) * C * dtype.itemsize + 8 * k,
+        quick=True,
     )

@@ -10,6 +10,7 @@
 #include "bind/budget_ops.h"
 #include "bind/gather_ops.h"
 #include "bind/prune_ops.h"
+#include "bind/scatter_ops.h"
 #include "bind/score_ops.h"
 #include "bind/select_ops.h"
 #include "bind/similarity_ops.h"
@@ -95,6 +96,9 @@ struct CpuBackend {
   static Status gather(const GatherParams& p, const Tensor&) { return gather_cpu(p, level(), torch_threads); }
   static Status scatter(const GatherParams& p, const Tensor&) { return scatter_rows_cpu(p, level(), torch_threads); }
 
+  static Status scatter_tokens(const ScatterParams& p, const Tensor&) { return scatter_cpu(p, level(), torch_threads); }
+  static Status scatter_grad(const ScatterParams& p, const Tensor&) { return scatter_grad_cpu(p, level(), torch_threads); }
+
   static Status prune(ScoreParams& s, TopkParams& t, const GatherParams& g, const Tensor& like) {
     const ScorePlan score_plan = score_plan_cpu(s);
     const TopkPlan topk_plan = topk_plan_cpu(t);
@@ -115,6 +119,8 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, m) {
   m.impl("gather_tokens", TORCH_BOX(&gather_tokens<CpuBackend>));
   m.impl("gather_tokens_out", TORCH_BOX(&gather_tokens_out<CpuBackend>));
   m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward<CpuBackend>));
+  m.impl("scatter_tokens", TORCH_BOX(&scatter_tokens<CpuBackend>));
+  m.impl("scatter_tokens_backward", TORCH_BOX(&scatter_tokens_backward<CpuBackend>));
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CpuBackend>));
   m.impl("cosine_match", TORCH_BOX(&cosine_match<CpuBackend>));
   m.impl("cosine_scores", TORCH_BOX(&cosine_scores<CpuBackend>));

@@ -14,6 +14,7 @@
 #include "bind/budget_ops.h"
 #include "bind/gather_ops.h"
 #include "bind/prune_ops.h"
+#include "bind/scatter_ops.h"
 #include "bind/score_ops.h"
 #include "bind/select_ops.h"
 
@@ -116,6 +117,12 @@ struct CudaBackend {
     return scatter_rows_cuda(p, gather_plan_cuda(p, device_info(like)), current_stream(like));
   }
 
+  static Status scatter_tokens(const ScatterParams& p, const Tensor& like) {
+    return scatter_cuda(p, scatter_plan_cuda(p, device_info(like)), current_stream(like));
+  }
+
+  static Status scatter_grad(const ScatterParams& p, const Tensor& like) { return scatter_grad_cuda(p, current_stream(like)); }
+
   static Status prune(ScoreParams& s, TopkParams& t, const GatherParams& g, const Tensor& like) {
     const DeviceInfo device = device_info(like);
     void* stream = current_stream(like);
@@ -138,6 +145,8 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("gather_tokens", TORCH_BOX(&gather_tokens<CudaBackend>));
   m.impl("gather_tokens_out", TORCH_BOX(&gather_tokens_out<CudaBackend>));
   m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward<CudaBackend>));
+  m.impl("scatter_tokens", TORCH_BOX(&scatter_tokens<CudaBackend>));
+  m.impl("scatter_tokens_backward", TORCH_BOX(&scatter_tokens_backward<CudaBackend>));
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CudaBackend>));
 }
 

@@ -15,6 +15,10 @@ STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def("gather_tokens(Tensor[] tensors, Tensor index) -> Tensor[]");
   m.def("gather_tokens_out(Tensor[] tensors, Tensor index, Tensor(a!)[] out) -> ()");
   m.def("gather_tokens_backward(Tensor[] grads, Tensor index, SymInt N) -> Tensor[]");
+  m.def("scatter_tokens(Tensor[] tensors, Tensor index, Tensor[] values, bool add, Tensor? weights) -> Tensor[]");
+  m.def(
+      "scatter_tokens_backward(Tensor[] grads, Tensor index, Tensor[] values, Tensor weights, bool values_wanted, bool weights_wanted) "
+      "-> (Tensor[], Tensor)");
   m.def("prune_tokens(Tensor query, Tensor key, Tensor[] tensors, SymInt k, " TS_SCORE_ARGUMENTS
         ", bool keep_outside) -> (Tensor[], Tensor, Tensor)");
   m.def("cosine_match(Tensor a, Tensor b, SymInt k, bool largest, Tensor? candidates, bool exclude_self) -> (Tensor, Tensor)");

@@ -17,6 +17,7 @@ from .ops import (
     gather_tokens,
     gather_tokens_out,
     prune_tokens,
+    scatter_tokens,
     select_diverse,
     select_topk,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "methods",
     "ops",
     "prune_tokens",
+    "scatter_tokens",
     "schedules",
     "select_diverse",
     "select_topk",

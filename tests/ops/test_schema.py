@@ -19,6 +19,9 @@ SCHEMAS = {
     "gather_tokens": "(Tensor[] tensors, Tensor index) -> Tensor[]",
     "gather_tokens_out": "(Tensor[] tensors, Tensor index, Tensor(a!)[] out) -> ()",
     "gather_tokens_backward": "(Tensor[] grads, Tensor index, SymInt N) -> Tensor[]",
+    "scatter_tokens": "(Tensor[] tensors, Tensor index, Tensor[] values, bool add, Tensor? weights) -> Tensor[]",
+    "scatter_tokens_backward": "(Tensor[] grads, Tensor index, Tensor[] values, Tensor weights, bool values_wanted, bool weights_wanted) "
+    "-> (Tensor[], Tensor)",
     "prune_tokens": f"(Tensor query, Tensor key, Tensor[] tensors, SymInt k, {SCORE}, bool keep_outside) -> (Tensor[], Tensor, Tensor)",
     "cosine_match": "(Tensor a, Tensor b, SymInt k, bool largest, Tensor? candidates, bool exclude_self) -> (Tensor, Tensor)",
     "cosine_scores": "(Tensor a, Tensor b, int reduction, Tensor? candidates, bool exclude_self) -> Tensor",

@@ -154,6 +154,22 @@ def gather_tokens(tensors: Sequence[Tensor], index: Tensor) -> tuple[Tensor, ...
     return tuple(out)
 
 
+def scatter_tokens(
+    tensors: Sequence[Tensor], index: Tensor, values: Sequence[Tensor], mode: str = "replace", weights: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Token by token, differentiable; an addition is made in float64 and rounded twice, to float32 and to the dtype."""
+    out = []
+    for t, v in zip(tensors, values, strict=True):
+        rows = [list(row.unbind(0)) for row in t.unbind(0)]
+        for b, k in (index >= 0).nonzero().tolist():
+            n = int(index[b, k])
+            weight = 1.0 if weights is None else weights[b, k].double()
+            added = rows[b][n].double() + weight * v[b, k].double() if mode == "add" else v[b, k]
+            rows[b][n] = added.to(torch.float32).to(t.dtype) if mode == "add" and t.dtype != torch.float64 else added.to(t.dtype)
+        out.append(torch.stack([torch.stack(row) if row else t[b] for b, row in enumerate(rows)]) if rows else t.clone())
+    return tuple(out)
+
+
 def prune_tokens(
     scores: Tensor, tensors: Sequence[Tensor], k: int, N: int, key_range: tuple[int, int] | None = None, keep_outside: bool = True
 ) -> tuple[tuple[Tensor, ...], Tensor]:

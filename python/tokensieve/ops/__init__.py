@@ -6,6 +6,7 @@ from .budget import allocate_budget
 from .diverse import select_diverse
 from .gather import gather_tokens, gather_tokens_out
 from .prune import PruneResult, prune_tokens
+from .scatter import scatter_tokens
 from .score import attention_scores
 from .select import select_topk
 from .similarity import cosine_match, cosine_scores
@@ -20,6 +21,7 @@ __all__ = [
     "gather_tokens",
     "gather_tokens_out",
     "prune_tokens",
+    "scatter_tokens",
     "select_diverse",
     "select_topk",
 ]
