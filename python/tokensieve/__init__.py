@@ -23,18 +23,19 @@ from .ops import (
 )
 
 if TYPE_CHECKING:
-    from .models import attach, detach, sieve
+    from .models import attach as attach
+    from .models import detach as detach
+    from .models import sieve as sieve
 
+# attach, detach and sieve are not in it: `from tokensieve import *` would import transformers, or fail where there is none
 __all__ = [
     "PruneResult",
     "__version__",
     "allocate_budget",
-    "attach",
     "attention_scores",
     "cosine_match",
     "cosine_scores",
     "debug_checks",
-    "detach",
     "gather_tokens",
     "gather_tokens_out",
     "methods",
@@ -44,7 +45,6 @@ __all__ = [
     "schedules",
     "select_diverse",
     "select_topk",
-    "sieve",
 ]
 
 

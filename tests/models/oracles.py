@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +43,29 @@ def register_flash() -> str:
 @contextmanager
 def hidden_keys(model: Any, first_layer: int, visible: Tensor) -> Iterator[None]:
     """The unpruned model (no padding), whose layers from first_layer on don't see the keys that are False in (B, N) visible."""
+    layers = _layers(model)
+    with ExitStack() as stack:
+        for layer in layers[first_layer:]:
+            stack.enter_context(_hidden(layer, visible))
+        yield
+
+
+@contextmanager
+def hidden_keys_of_each_layer(model: Any, visible: Tensor) -> Iterator[None]:
+    """The same for (layers, N) visible, of a batch of one."""
+    with ExitStack() as stack:
+        for layer, row in zip(_layers(model), visible):
+            stack.enter_context(_hidden(layer, row[None]))
+        yield
+
+
+def _layers(model: Any) -> Any:
+    decoder = getattr(model, "model", model)
+    return getattr(decoder, "language_model", decoder).layers
+
+
+@contextmanager
+def _hidden(layer: Any, visible: Tensor) -> Iterator[None]:
     N = visible.shape[1]
     allowed = torch.ones(N, N).tril().bool() & visible[:, None, None, :]
     bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
@@ -50,14 +73,11 @@ def hidden_keys(model: Any, first_layer: int, visible: Tensor) -> Iterator[None]
     def replace(_module: Any, args: Any, kwargs: Any) -> Any:
         return args, {**kwargs, "attention_mask": bias}
 
-    decoder = getattr(model, "model", model)
-    decoder = getattr(decoder, "language_model", decoder)
-    handles = [layer.register_forward_pre_hook(replace, with_kwargs=True) for layer in decoder.layers[first_layer:]]
+    handle = layer.register_forward_pre_hook(replace, with_kwargs=True)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 def snapshot(model: Any) -> dict[str, Any]:

@@ -55,6 +55,19 @@ def test_public_names_are_there() -> None:
     assert {"attention_scores", "select_topk", "gather_tokens", "gather_tokens_out", "prune_tokens", "debug_checks"} <= set(ts.__all__)
 
 
+def test_star_import_needs_no_transformers(run_python: Callable[..., Any]) -> None:
+    done = run_python(
+        "import sys; sys.modules['transformers'] = None\n"
+        "from tokensieve import *\n"
+        "assert select_topk and methods\n"
+        "import tokensieve\n"
+        "try: tokensieve.sieve\n"
+        "except ImportError as error: print(error)"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "transformers" in done.stdout
+
+
 def test_missing_library_says_how_to_get_it(package_copy: Callable[..., Any]) -> None:
     done = package_copy("import tokensieve", without=("_C.so",))
     assert done.returncode != 0

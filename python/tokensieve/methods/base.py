@@ -49,7 +49,7 @@ class DecoderMethod(Method):
     normalize: str = "row"  # of the default ranking: softmax over the whole row, or "range", over the image tokens alone
     max_length: int | None = None  # of the default ranking: cut every sample after so many tokens
     answers_rank: bool = False  # in training, the token before each answer ranks (and a sample without one passes unchanged)
-    masking: bool = False  # hide the dropped tokens instead of removing them
+    masking: bool = False  # hide the dropped tokens instead of removing them; flash attention then gives their own rows no output
     rerank: bool = False  # default ranking and masking only: choose again at every decode step
     ordered: bool = False  # tokens follow each other as `select` lists them, not as they stood
     embeddings: bool = False  # the view holds what entered layer 0

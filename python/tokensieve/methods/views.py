@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .step import on_device
+from .step import on_device, to_device
 
 
 class Attention(NamedTuple):
@@ -104,7 +104,7 @@ class StageView:
             for image, (start, n) in enumerate(sample):
                 number[0, row, start : start + n] = torch.arange(n)
                 number[1, row, start : start + n] = image
-        table = on_device(number.tolist(), self.columns.device)
+        table = to_device(number, self.columns.device)
         place = torch.where((self.columns < 0) | (self.columns >= width), width - 1, self.columns)
         return table[0].gather(1, place), table[1].gather(1, place)
 

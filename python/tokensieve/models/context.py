@@ -17,7 +17,7 @@ def sieve(model: Any, method: Method, *, image_mask: Tensor | None = None, spans
     Args:
         model: LLaVA-1.5, LLaVA-NeXT, or a plain Llama or Qwen2 decoder of transformers, with or without its head. Any attention
             back end, padding on either side, grouped-query attention, a DynamicCache, several images, several turns.
-        method: an instance from `tokensieve.methods`. Encoder methods (FasterVLM) need a LLaVA model.
+        method: an `EncoderMethod` (needs a LLaVA model) or a `DecoderMethod`, such as those of `tokensieve.methods`.
         image_mask: (B, S) bool, image tokens of the prompt; for plain decoders. S counts from the first cached token.
         spans: instead of image_mask, (start, length) spans for every sample, or a list of such spans for each sample.
 

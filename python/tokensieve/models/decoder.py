@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers.masking_utils import create_causal_mask
 from .. import ops
 from ..methods.base import DecoderMethod, EncoderMethod, Method, Stage
 from ..methods.views import StageView
+from .call import Call, Record
 from .capture import listen
 from .drop import AllRows, Dropped, Rows, drop, drop_marked, project, put_back, rank_held, reordered, shown
 from .held import CacheState, Held, mask_of
@@ -24,39 +25,6 @@ from .support import Parts
 from .vision import VisionSieve, side
 
 _ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
-
-
-@dataclass
-class Record:
-    """One drop of the last prompt."""
-
-    stage: int
-    columns: Tensor  # (B, K) int64, input columns that were kept, -1 on pads
-
-
-@dataclass
-class Call:
-    """One forward call of the decoder."""
-
-    padding: Tensor | None  # (B, total) mask that the caller gave
-    image_mask: Tensor | None
-    state: CacheState
-    cache: Any = None
-    chunk: Any = None  # Chunk, as it is before the current layer
-    first: Chunk | None = None  # as it came in
-    prompt: Prompt = field(default_factory=Prompt)
-    chunks: list[Chunk] = field(default_factory=list)  # of each group of layers
-    shifts: list[Tensor | None] = field(default_factory=list)
-    contexts: list[Any] = field(default_factory=list)  # (mask, rope) of each group; None = what the model itself made
-    away: dict[int, tuple[Tensor, Chunk, Tensor]] = field(default_factory=dict)  # of each stage: what its tokens return to, and where
-    embeddings: Tensor | None = None
-    scratch: dict[str, Any] = field(default_factory=dict)  # a method's own
-    ranked: tuple[Chunk, list[int]] | None = None  # for a method that ranks again: the tokens and budgets of this call's drop
-
-    @property
-    def drops(self) -> bool:
-        """Whether this call brings image tokens."""
-        return sum(self.prompt.images) > 0
 
 
 class DecoderSieve:
@@ -72,7 +40,7 @@ class DecoderSieve:
         self.starts = tuple(point.layer for point in self.points)
         self.group_of = [sum(start <= layer for start in self.starts) for layer in range(depth)]
         self.call: Call | None = None
-        self.captured: dict[int, tuple[Tensor, Tensor]] = {}  # of each source layer, until its stage has used it
+        self.captured: dict[int | None, tuple[Tensor, Tensor]] = {}  # of each source layer, until its stage has used it
         self.labels: Tensor | None = None  # the caller's, until a call has shortened them
         self.timer = Timer()
         self.prompt = Prompt()  # of the last call that had image tokens, like all that follows
@@ -98,7 +66,9 @@ class DecoderSieve:
     def _wants_capture(self) -> bool:
         if self.call is None:
             return False
-        return self.call.drops or self.call.state.groups[1].image is not None
+        if self.call.drops:
+            return sum(self.call.chunk.left) > 0
+        return self.call.state.groups[1].image is not None
 
     def _enter(self, _module: Any, args: Any, kwargs: Any) -> tuple[tuple[()], dict[str, Any]]:
         """Before the decoder: reads its arguments, and aligns them with a cache that an encoder method shortened."""
@@ -180,6 +150,7 @@ class DecoderSieve:
                 hidden = self._bring_back(call, point.stage, hidden)
             elif call.drops:
                 hidden = self._drop(call, point.stage, hidden, kwargs)
+                self.captured.pop(self.stages[point.stage].source, None)  # also where nothing was to drop: these are large
             elif self.captured:
                 self._rerank(call, call.state.groups[number + 1])
             self._settle(call, number, hidden)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
@@ -35,6 +37,13 @@ class Held:
         if length == 0:
             self.valid = self.shift = self.image = self.text = None
             self.diverged = False
+
+    def rearrange(self, rows: Callable[[Tensor], Tensor], samples: list[int]) -> None:
+        """Follows a cache whose samples were put in another order, repeated or left out."""
+        for name in ("valid", "shift", "image", "text"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else rows(value))
+        self.totals = [self.totals[sample] for sample in samples] if self.totals else []
 
     def extend(self, chunk: Chunk, shift: Tensor | None, diverged: bool) -> None:
         """Appends a call's tokens."""
@@ -117,7 +126,36 @@ class CacheState:
         after = self.groups[entry].length
         self.seen = self.seen - (before - after) if after else 0
 
+    def rearrange(self, rows: Callable[[Tensor], Tensor]) -> None:
+        """Follows a cache whose samples were put in another order, repeated or left out."""
+        samples: list[int] = []
+        for group in self.groups:
+            if group.totals and not samples:  # host numbers, of a method that ranks again: one host read
+                samples = rows(torch.arange(len(group.totals))).tolist()
+            group.rearrange(rows, samples)
+
     def store(self, cache: Any) -> None:
-        """Keeps the state with its cache."""
-        if cache is not None:
-            setattr(cache, _ATTRIBUTE, self)
+        """Keeps the state with its cache, and has it follow what rearranges the cache's samples."""
+        if cache is None or getattr(cache, _ATTRIBUTE, None) is self:
+            return
+        setattr(cache, _ATTRIBUTE, self)
+        for method in (reorder_cache, batch_select_indices, batch_repeat_interleave):  # bound, so that a deep copy binds its own
+            setattr(cache, method.__name__, MethodType(method, cache))
+
+
+def reorder_cache(cache: Any, beam_idx: Tensor) -> None:
+    """Cache.reorder_cache of a pruned cache."""
+    type(cache).reorder_cache(cache, beam_idx)
+    getattr(cache, _ATTRIBUTE).rearrange(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+
+def batch_select_indices(cache: Any, indices: Tensor) -> None:
+    """Cache.batch_select_indices of a pruned cache."""
+    type(cache).batch_select_indices(cache, indices)
+    getattr(cache, _ATTRIBUTE).rearrange(lambda x: x[indices.to(x.device)])
+
+
+def batch_repeat_interleave(cache: Any, repeats: int) -> None:
+    """Cache.batch_repeat_interleave of a pruned cache."""
+    type(cache).batch_repeat_interleave(cache, repeats)
+    getattr(cache, _ATTRIBUTE).rearrange(lambda x: x.repeat_interleave(repeats, 0))

@@ -50,6 +50,11 @@ class VisionSieve:
             _check_encoder(parts, method)
             self.places = method.ordered or method.scope == "stream" or type(method).replace is not EncoderMethod.replace
             self.layers = tuple(method.layers(depth, feature_layer(parts))) if method.scope != "stream" else ()
+            beyond = [layer for layer in self.layers if not 0 <= layer < depth]
+            if beyond:
+                raise ValueError(
+                    f"tokensieve.sieve: {type(method).__name__} reads encoder layers {beyond}, the encoder has layers 0..{depth - 1}"
+                )
 
     def hooks(self) -> list[Any]:
         """Hooks on what the method reads."""
@@ -314,8 +319,9 @@ def side(parts: Parts) -> tuple[int, int]:
 
 def patches(parts: Parts) -> int:
     """Tokens that one image of a fixed-resolution model, or one crop, becomes."""
-    rows, columns = side(parts)
-    return rows * columns + (parts.multimodal.config.vision_feature_select_strategy != "default")
+    (rows, columns), config = side(parts), parts.multimodal.config
+    has_cls = not config.vision_config.model_type.startswith("siglip")
+    return rows * columns + has_cls - (config.vision_feature_select_strategy == "default")
 
 
 def feature_layer(parts: Parts) -> int:
