@@ -107,6 +107,14 @@ TS_INLINE Vec select(Mask m, Vec a, Vec b) {
   }
   return a;
 }
+TS_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) {
+  TS_EACH y.x[i] = choose(a.x[i] > b.x[i], x.x[i], y.x[i]);
+  return y;
+}
+TS_INLINE Vec where_nan(Vec a, Vec x, Vec y) {
+  TS_EACH y.x[i] = choose(a.x[i] != a.x[i], x.x[i], y.x[i]);
+  return y;
+}
 TS_INLINE Vec scale_by_power_of_two(Vec x, Vec biased) {
   TS_EACH {
     Uint4 a, b;

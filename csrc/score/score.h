@@ -55,7 +55,7 @@ struct ScoreParams {
 // `normalize` only says which keys it covers. A NaN logit is its own key's affair.
 // Softmax: a NaN logit makes its whole row NaN. +inf logits are not special-cased (exp(inf - inf) = NaN, as in torch).
 
-enum class ScoreAlgo : int { kCpuChunks, kCluster, kSplit, kTwoPass, kStrip };  // the last two: all query rows
+enum class ScoreAlgo : int { kCpuChunks, kCluster, kSplit, kTwoPass, kStrip, kCpuStrip };  // the last three: all query rows
 
 struct ScorePlan {
   ScoreAlgo algo = ScoreAlgo::kCpuChunks;

@@ -12,6 +12,7 @@
 // Work: 2 B H L N D flops, B H L N exps; B Hkv N D key bytes a pass, 8 B H L N bytes of mass (in L2/L3); workspace <= about the keys.
 // Bound by memory for one row (2944 x 32 x 128 float32 is 48 MB: 2.7 ms at 18 GB/s), by FMA from about 16 rows on.
 // A NaN logit makes its row NaN. A row that sees nothing is 0, its lse -inf.
+#include "score/colsum.h"
 #include "score/score.h"
 #include "score/score_cpu_layout.h"
 #include "score/score_reduce_cpu.h"
@@ -21,49 +22,6 @@
 TS_ISA_BEGIN
 
 constexpr int64_t kMaxRows = 64;  // rows of a task whose pointers sit on the stack; longer groups (G > 64) go in slices
-
-// Turns the dot products of one row and chunk into mass, in place. `visible` of its `count` keys are looked at, the others get mass 0.
-static void mass_of_row(float* mass, int64_t visible, int64_t count, float scale_value, const BiasRow& bias, const float* lse,
-                        float* maximum, float* sum) {
-  const Vec scale = splat(scale_value);
-  Vec top = splat(-kInfinity), total = zero();
-  if (lse && !(*lse > -kInfinity) && *lse == *lse) visible = 0;  // -inf: the caller's row sees nothing
-  for (int64_t i = 0; i < visible; i += kLanes) {
-    const Vec s = logits(load(mass + i), scale, bias, i, visible - i);
-    top = max(s, top);  // passes NaN by; the sum below meets it
-    store(mass + i, s);
-  }
-  *maximum = reduce_max(top);
-  const Vec shift = splat(lse ? *lse : *maximum > -kInfinity ? *maximum : 0.0f);
-  for (int64_t i = 0; i < visible; i += kLanes) {
-    const Vec e = exp(sub(load(mass + i), shift));
-    total = add(total, e);
-    store(mass + i, e);
-  }
-  *sum = reduce_add(total);
-  for (int64_t i = (visible + kLanes - 1) / kLanes * kLanes; i < count; i += kLanes) store(mass + i, zero());
-}
-
-// kLogit, kSigmoid: the chunk keeps the values themselves; maximum and sum only serve the lse.
-static void values_of_row(const ScoreParams& p, float* mass, int64_t visible, int64_t count, const BiasRow& bias, float* maximum,
-                          float* sum) {
-  const Vec scale = splat(p.scale);
-  Vec top = splat(-kInfinity), total = zero();
-  for (int64_t i = 0; i < visible; i += kLanes) {
-    const Vec s = logits(load(mass + i), scale, bias, i, visible - i);
-    top = max(s, top);
-    store(mass + i, s);
-  }
-  *maximum = reduce_max(top);
-  const Vec shift = splat(*maximum > -kInfinity ? *maximum : 0.0f);
-  for (int64_t i = 0; i < visible; i += kLanes) {
-    const Vec s = load(mass + i);
-    total = add(total, exp(sub(s, shift)));
-    store(mass + i, activated(p, s));
-  }
-  *sum = reduce_add(total);
-  for (int64_t i = (visible + kLanes - 1) / kLanes * kLanes; i < count; i += kLanes) store(mass + i, hidden_value(p));
-}
 
 TS_INLINE const float* query_row(const Task& t, int64_t b, int64_t h, int64_t l) {
   const ScoreParams& p = t.p;
@@ -157,9 +115,7 @@ static void merge_row(const Task& t, int64_t b, int64_t h, int64_t l) {
     store(lane, share);
     for (int64_t j = 0; j < kLanes && c + j < chunks; ++j) factor[(c + j) * step] = mass == 0.0f ? 0.0f : lane[j];
   }
-  if (p.lse_out) {
-    p.lse_out[out] = mass == 0.0f ? -kInfinity : mass != mass ? mass : static_cast<float>(static_cast<double>(top) + log(mass));
-  }
+  if (p.lse_out) p.lse_out[out] = row_lse(top, mass);
 }
 
 // One pass, three parallel steps over all heads.
@@ -232,7 +188,8 @@ static void run(const ScoreParams& p, const ScoreLayout& at, ParallelForFn threa
   });
 }
 
-Status score_level(const ScoreParams& p, ParallelForFn threads) {
+Status score_level(const ScoreParams& p, const ScorePlan& plan, ParallelForFn threads) {
+  if (plan.algo == ScoreAlgo::kCpuStrip) return colsum_level(p, threads);
   const ScoreLayout at = score_layout(p);
   if (p.dtype == DType::kFloat32) {
     run<float>(p, at, threads);
@@ -248,7 +205,7 @@ TS_ISA_END
 
 #if TS_ISA_LEVEL == 0
 namespace tokensieve {
-TS_CPU_LEVELS(Status score_level(const ScoreParams& params, ParallelForFn threads))
+TS_CPU_LEVELS(Status score_level(const ScoreParams& params, const ScorePlan& plan, ParallelForFn threads))
 
 Status score_cpu(const ScoreParams& params, const ScorePlan& plan, CpuLevel level, ParallelForFn threads) {
   const ScoreParams& p = params;
@@ -266,7 +223,7 @@ Status score_cpu(const ScoreParams& params, const ScorePlan& plan, CpuLevel leve
     return Status::success();
   }
   if (p.range_begin == p.range_end && !p.lse_out) return Status::success();
-  TS_CPU_SWITCH(level, score_level(params, threads))
+  TS_CPU_SWITCH(level, score_level(params, plan, threads))
 }
 }  // namespace tokensieve
 #endif

@@ -2,6 +2,7 @@
 // copy.
 #pragma once
 
+#include "score/colsum_layout.h"
 #include "score/score.h"
 
 namespace tokensieve {
@@ -25,7 +26,7 @@ static inline int64_t score_ceil(int64_t a, int64_t b) { return (a + b - 1) / b;
 
 static inline ScoreLayout score_layout(const ScoreParams& p) {
   ScoreLayout at;
-  at.group = p.Hkv > 0 ? p.H / p.Hkv : 1;
+  at.group = p.Hkv > 0 && p.H > 0 ? p.H / p.Hkv : 1;
   const bool range_only = p.normalize == Normalize::kRange || p.lse_in != nullptr;
   at.key_begin = range_only ? p.range_begin : 0;
   at.key_end = range_only ? p.range_end : p.N;
@@ -53,6 +54,11 @@ static inline ScoreLayout score_layout(const ScoreParams& p) {
     at.floats += score_ceil(sizes[i], 16) * 16;
   }
   return at;
+}
+
+// Floats of workspace of an algorithm (tests force one).
+static inline int64_t score_cpu_floats(const ScoreParams& p, ScoreAlgo algo) {
+  return algo == ScoreAlgo::kCpuStrip ? colsum_layout(p).floats : score_layout(p).floats;
 }
 
 }  // namespace tokensieve

@@ -80,6 +80,63 @@ TS_INLINE float row_weight(const ScoreParams& p, int64_t b, int64_t l) {
   return weighted ? p.row_weights[b * p.L + l] : 1.0f;
 }
 
+// Turns the dot products of one row and some keys into mass, in place. `visible` of the `count` keys are looked at, the others get mass 0.
+static void mass_of_row(float* mass, int64_t visible, int64_t count, float scale_value, const BiasRow& bias, const float* lse,
+                        float* maximum, float* sum) {
+  const Vec scale = splat(scale_value);
+  Vec top = splat(-kInfinity), total = zero();
+  if (lse && !(*lse > -kInfinity) && *lse == *lse) visible = 0;     // -inf: the caller's row sees nothing
+  const int64_t whole = bias.data ? 0 : visible / kLanes * kLanes;  // keys without a mask
+  if (!lse) {
+    for (int64_t i = 0; i < whole; i += kLanes) top = max(mul(load(mass + i), scale), top);  // passes NaN by; the sum below meets it
+  }
+  for (int64_t i = whole; i < visible; i += kLanes) {
+    const Vec s = logits(load(mass + i), scale, bias, i, visible - i);
+    top = max(s, top);
+    store(mass + i, s);
+  }
+  *maximum = reduce_max(top);
+  const Vec shift = splat(lse ? *lse : *maximum > -kInfinity ? *maximum : 0.0f);
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    const Vec e = exp(sub(mul(load(mass + i), scale), shift));
+    total = add(total, e);
+    store(mass + i, e);
+  }
+  for (int64_t i = whole; i < visible; i += kLanes) {
+    const Vec e = select(first_lanes(visible - i), exp(sub(load(mass + i), shift)), zero());
+    total = add(total, e);
+    store(mass + i, e);
+  }
+  *sum = reduce_add(total);
+  for (int64_t i = (visible + kLanes - 1) / kLanes * kLanes; i < count; i += kLanes) store(mass + i, zero());
+}
+
+// Natural log-sum-exp of a row from its maximum and the sum of exp(s - maximum); -inf where nothing was seen.
+TS_INLINE float row_lse(float maximum, float sum) {
+  return sum == 0.0f ? -kInfinity : sum != sum ? sum : static_cast<float>(static_cast<double>(maximum) + log(sum));
+}
+
+// kLogit, kSigmoid: the chunk keeps the values themselves; maximum and sum only serve the lse.
+static void values_of_row(const ScoreParams& p, float* mass, int64_t visible, int64_t count, const BiasRow& bias, float* maximum,
+                          float* sum) {
+  const Vec scale = splat(p.scale);
+  Vec top = splat(-kInfinity), total = zero();
+  for (int64_t i = 0; i < visible; i += kLanes) {
+    const Vec s = logits(load(mass + i), scale, bias, i, visible - i);
+    top = max(s, top);
+    store(mass + i, s);
+  }
+  *maximum = reduce_max(top);
+  const Vec shift = splat(*maximum > -kInfinity ? *maximum : 0.0f);
+  for (int64_t i = 0; i < visible; i += kLanes) {
+    const Vec s = load(mass + i);
+    total = add(total, exp(sub(s, shift)));
+    store(mass + i, activated(p, s));
+  }
+  *sum = reduce_add(total);
+  for (int64_t i = (visible + kLanes - 1) / kLanes * kLanes; i < count; i += kLanes) store(mass + i, hidden_value(p));
+}
+
 // Sum of the weights of the rows that see each of `count` <= 16 * vecs keys: what "visible mean" divides by.
 static void visible_weight(const ScoreParams& p, int64_t b, int64_t h, int64_t key, int64_t count, int vecs, Vec* out) {
   for (int v = 0; v < vecs; ++v) out[v] = zero();

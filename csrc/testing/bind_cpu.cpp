@@ -1,7 +1,7 @@
 // score_cpu, topk_cpu, gather_cpu and scatter_rows_cpu at a chosen instruction level, on exact-size buffers filled with 0xFF. The dicts are
 // those of bind_score.cpp and bind_select.cpp, plus level (0 baseline, 1 AVX2, 2 AVX-512) and split (run every grain by itself, last
 // first).
-#include "score/score.h"
+#include "score/score_cpu_layout.h"
 #include "select/gather.h"
 #include "select/topk.h"
 #include "testing/bind.h"
@@ -55,6 +55,7 @@ py::dict run_score(const py::dict& d) {
   p.normalize = static_cast<Normalize>(get<int>(d, "normalize", 0));
   p.query_reduction = static_cast<Reduction>(get<int>(d, "query_reduction", 1));
   p.head_reduction = static_cast<Reduction>(get<int>(d, "head_reduction", 1));
+  p.activation = static_cast<Activation>(get<int>(d, "activation", 0));
   p.dtype = dtype_of(get<std::string>(d, "dtype", "float32"));
   p.bias_dtype = dtype_of(get<std::string>(d, "bias_dtype", "float32"));
   const int64_t offset = get<int64_t>(d, "offset_bytes", 0);
@@ -63,7 +64,13 @@ py::dict run_score(const py::dict& d) {
   const DeviceBuffer weights = DeviceBuffer::of(array_of(d, "row_weights")), positions = DeviceBuffer::of(array_of(d, "query_positions"));
   p.query = query.as(), p.key = key.as(), p.bias = bias.as(), p.lse_in = lse.as<float>();
   p.row_weights = weights.as<float>(), p.query_positions = positions.as<int64_t>();
-  const ScorePlan plan = score_plan_cpu(p);
+  const DeviceBuffer head_weights = DeviceBuffer::of(array_of(d, "head_weights")), accumulate = DeviceBuffer::of(array_of(d, "accumulate"));
+  p.head_weights = head_weights.as<float>(), p.accumulate = accumulate.as<float>();
+  ScorePlan plan = score_plan_cpu(p);
+  const auto algo = get<std::string>(d, "algo", "");
+  if (algo == "cpu_chunks") plan.algo = ScoreAlgo::kCpuChunks;
+  if (algo == "cpu_strip") plan.algo = ScoreAlgo::kCpuStrip;
+  plan.workspace_bytes = 4 * score_cpu_floats(p, plan.algo);
   const int64_t heads = p.head_reduction == Reduction::kNone ? p.H : 1, rows = p.query_reduction == Reduction::kNone ? p.L : 1;
   const int64_t R = p.range_end - p.range_begin;
   const DeviceBuffer scores(p.B * heads * rows * R * 4), lse_out(p.B * p.H * p.L * 4), workspace(plan.workspace_bytes);
@@ -73,6 +80,7 @@ py::dict run_score(const py::dict& d) {
   result["scores"] = scores.numpy("float32", {p.B, heads, rows, R});
   result["lse"] = lse_out.numpy("float32", {p.B, p.H, p.L});
   result["semaphores"] = py::array_t<int32_t>(0);
+  result["algo"] = plan.algo == ScoreAlgo::kCpuStrip ? "cpu_strip" : "cpu_chunks";
   result["workspace_bytes"] = plan.workspace_bytes;
   return result;
 }

@@ -76,7 +76,7 @@ ScorePlan plan_of(const py::dict& p, const ScoreParams& s) {
 
 py::dict dict_of(const ScorePlan& plan) {
   py::dict d;
-  const char* const names[] = {"cpu_chunks", "cluster", "split", "two_pass", "strip"};
+  const char* const names[] = {"cpu_chunks", "cluster", "split", "two_pass", "strip", "cpu_strip"};
   d["algo"] = names[static_cast<int>(plan.algo)];
   d["row_splits"] = plan.row_splits;
   d["col_splits"] = plan.col_splits;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,19 @@ CASES = [
     Case(H=6, Hkv=1, L=2, N=40, D=300, dtype="float16", offset_bytes=2),
     Case(B=2, L=3, N=40, positions=[[39, -1, 5], [-1, -1, -1]]),
 ]
+# The same calls by the all-row kernel, and sizes around its strips of 24 rows; a wave packs at most 128 key heads.
+STRIPS = [replace(case, plan={"algo": "cpu_strip"}) for case in CASES if case.query_reduction != NONE or case.head_reduction == NONE]
+STRIPS += [
+    Case(H=2, L=L, N=N, D=D, causal=L % 2 == 0, dtype=dtype, offset_bytes=4, plan={"algo": "cpu_strip"})
+    for L, N, D, dtype in [(24, 16, 8, "float32"), (25, 33, 17, "float16"), (50, 31, 0, "float32"), (73, 100, 300, "bfloat16")]
+]
+STRIPS += [
+    Case(H=4, Hkv=1, L=60, N=90, D=24, query_reduction=MAX, head_reduction=NONE, bias="bool", plan={"algo": "cpu_strip"}),
+    Case(B=5, H=27, Hkv=27, L=26, N=20, D=8, head_reduction=SUM, key_range=(3, 17), plan={"algo": "cpu_strip"}),
+    Case(H=1, Hkv=1, L=80, N=40, D=1100, row_weights=True, plan={"algo": "cpu_strip"}),
+    Case(L=49, N=40, query_reduction=NONE, head_reduction=NONE, lse=True, key_range=(5, 39), plan={"algo": "cpu_strip"}),
+]
+CASES += STRIPS
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))

@@ -22,11 +22,14 @@ def results() -> dict[str, Tensor]:
     """Every CPU kernel on the shapes where vector widths matter: tails, odd head dims, all dtypes."""
     out: dict[str, Tensor] = {}
     for dtype in FLOATS:
-        for L, N, D in ((1, 577, 64), (1, 130, 20), (5, 67, 72), (3, 33, 33), (17, 259, 128), (2, 1, 1), (9, 40, 256)):
+        for L, N, D in ((1, 577, 64), (1, 130, 20), (5, 67, 72), (3, 33, 33), (17, 259, 128), (2, 1, 1), (9, 40, 256), (75, 80, 40)):
             query, key = queries_and_keys(seeded(N), 2, 6, 3, L, N, D, dtype)
             for rows, heads in (("mean", "mean"), ("max", "sum"), (None, "max"), ("sum", None)):
                 scores, lse = ts.attention_scores(query, key, causal=L > 1, query_reduction=rows, head_reduction=heads, return_lse=True)
                 out[f"scores {dtype} {L} {N} {D} {rows} {heads}"], out[f"lse {dtype} {L} {N} {D} {rows} {heads}"] = scores, lse
+            for activation, rows in (("logit", "max"), ("sigmoid", "visible_mean")):
+                scores = ts.attention_scores(query, key, causal=L > 1, activation=activation, query_reduction=rows, head_reduction=None)
+                out[f"{activation} {dtype} {L} {N} {D} {rows}"] = scores
             bias = inputs.normal(seeded(D), 2, 1, 1, N, dtype=dtype)
             out[f"bias {dtype} {L} {N} {D}"] = ts.attention_scores(query * 8, key, bias=bias, key_range=(0, N // 2 + 1), normalize="range")
         for kind in inputs.SCORE_KINDS:

@@ -39,7 +39,7 @@ def random_bias(generator: torch.Generator, full: tuple[int, ...], device: str) 
 
 def random_scores_case(generator: torch.Generator, device: str, reduce: bool = False) -> tuple[Tensor, Tensor, dict[str, Any]]:
     Hkv, group = log_uniform(generator, 1, 4), log_uniform(generator, 1, 8)
-    B, L, N = log_uniform(generator, 1, 4), log_uniform(generator, 1, 40), log_uniform(generator, 1, 800)
+    B, L, N = log_uniform(generator, 1, 4), log_uniform(generator, 1, 100), log_uniform(generator, 1, 800)
     D = pick(generator, (8, 16, 24, 40, 64, 80, 96, 128, log_uniform(generator, 1, 300)))
     dtype = pick(generator, FLOATS)
     query, key = inputs.queries_and_keys(generator, B, Hkv * group, Hkv, L, N, D, dtype, device, chance(generator, 0.5))

@@ -42,6 +42,30 @@ def test_attention_scores_never_holds_the_map(shape: tuple[int, ...], run_python
     assert int(done.stdout) <= shape[4], f"peak grew by {int(done.stdout)} MB"
 
 
+ALL_ROWS = """
+import torch, tokensieve as ts
+torch.set_num_threads(2)
+H, N, D = {shape}
+query, key = torch.randn(1, H, N, D).half(), torch.randn(1, H, N, D).half()
+ts.attention_scores(query[:, :, :64, :8], key[:, :, :64, :8])
+with open("/proc/self/clear_refs", "w") as reset:
+    reset.write("5")
+peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
+before = peak()
+ts.attention_scores(query, key, causal=True)
+print(peak() - before)
+"""
+
+
+# One map of a head is 16 MB, all of them 128 and 512 MB. Packed keys are 8 and 32 MB, what 2 threads hold of a strip 0.4 MB each.
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc/self/clear_refs")
+@pytest.mark.parametrize(("shape", "limit"), [((8, 2048, 32), 16), ((32, 2048, 128), 48)], ids=str)
+def test_attention_scores_of_all_rows_never_holds_the_map(shape: tuple[int, ...], limit: int, run_python: Callable[..., Any]) -> None:
+    done = run_python(ALL_ROWS.format(shape=shape))
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= limit, f"peak grew by {int(done.stdout)} MB"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_attention_scores_never_holds_the_map_on_a_gpu(shape: tuple[int, ...], cuda: str) -> None:

@@ -37,8 +37,8 @@ def attention_scores(
     """Attention mass per key: softmax(Q K^T) reduced over rows and heads, without the L x N map.
 
     Args:
-        query: (B, H, L, D), float32, float16 or bfloat16; any strides with a contiguous last dimension. L is small: the CLS row, the last
-            token, the text rows.
+        query: (B, H, L, D), float32, float16 or bfloat16; any strides with a contiguous last dimension. The CLS row, the last token, the
+            text rows, or all tokens.
         key: (B, Hkv, N, D), dtype of query; query head h reads key head h // (H // Hkv).
         scale: factor of the logits; D ** -0.5 where None.
         causal: row l sees keys <= N - L + l (the rows are the last L tokens), or keys <= query_positions[b, l].
@@ -69,7 +69,7 @@ def attention_scores(
         ValueError: a shape, range, option, device or stride that breaks a rule above.
 
     Accumulates in float32 in a fixed order: the same call gives the same bits on any number of threads and on every CPU level. A row that
-    sees nothing gives zeros. Memory is O(B H N). Not differentiable.
+    sees nothing gives zeros. Memory is O(B H N), whatever L. Not differentiable.
 
     Source: FastV (arXiv 2403.06764, section 4), PyramidDrop (arXiv 2410.17247, section 3.2), FasterVLM (arXiv 2412.01818, section 3).
 
