@@ -1,4 +1,4 @@
-"""gather_tokens: kept rows of hidden states, into fresh and into reused outputs; scatter_tokens: back again."""
+"""gather_tokens: kept rows, into fresh and reused outputs; scatter_tokens: back again; pack_tokens: ragged batches."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def build(settings: Settings) -> Iterator[Case]:
     for dtype in (torch.float32, torch.bfloat16):
         yield _scatter(2944, 704, 4096, dtype, "replace", settings.device)
         yield _scatter(2944, 704, 4096, dtype, "add", settings.device)
+    for dtype in (torch.float32, torch.bfloat16):
+        yield _pack(64, 197, 384, dtype, settings.device)
 
 
 def _bytes(k: int, C: int, dtype: torch.dtype) -> int:
@@ -135,5 +137,33 @@ def _scatter(N: int, k: int, C: int, dtype: torch.dtype, mode: str, device: str)
         compiled="index_copy" if mode == "replace" else "index_add",
         check=check,
         bytes=(2 * N + (k if mode == "add" else 0)) * C * dtype.itemsize + 8 * k,
+        quick=True,
+    )
+
+
+def _pack(B: int, N: int, C: int, dtype: torch.dtype, device: str) -> Case:
+    """A-ViT and ATS on DeiT-S: about 60 % of the tokens are alive, another number in every image."""
+
+    def inputs(seed: int) -> Inputs:
+        alive = cases.randn(seed + 1, B, N, device=device) < 0.25
+        index = torch.arange(N, device=device).where(alive, N).sort(1).values
+        return cases.randn(seed, B, N, C, dtype=dtype, device=device), index.where(index < N, -1), alive
+
+    def masked(x: Tensor, index: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+        return x[alive], torch.nn.functional.pad(alive.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
+
+    def check(inputs: Inputs, output: Any, ours: bool) -> str | None:
+        want, lengths = masked(*inputs)
+        return checks.equal(output[0][: len(want)], want) or checks.equal(output[1], lengths)
+
+    return Case(
+        op="pack_tokens",
+        case=f"{B} images of {N}x{C}, 60 % alive",
+        dtype=cases.name(dtype),
+        inputs=inputs,
+        ours=lambda x, index, alive: ts.pack_tokens(x, index, 3 * B * N // 4),
+        peers={"x[mask], synchronises": masked},
+        check=check,
+        bytes=2 * int(0.6 * B * N) * C * dtype.itemsize + 16 * B * N,
         quick=True,
     )

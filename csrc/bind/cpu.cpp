@@ -9,6 +9,7 @@
 
 #include "bind/budget_ops.h"
 #include "bind/gather_ops.h"
+#include "bind/pack_ops.h"
 #include "bind/prune_ops.h"
 #include "bind/scatter_ops.h"
 #include "bind/score_ops.h"
@@ -89,6 +90,7 @@ struct CpuBackend {
   }
 
   static Status score(ScoreParams& p, const Tensor& like) { return run(score_plan_cpu, score_cpu, p, like); }
+  static Status pack(PackParams& p, const Tensor& like) { return run(pack_plan_cpu, pack_cpu, p, like); }
   static Status topk(TopkParams& p, const Tensor& like) { return run(topk_plan_cpu, topk_cpu, p, like); }
   static Status budget(const BudgetParams& p, const Tensor&) { return budget_cpu(p, level(), torch_threads); }
   static Status cosine(CosineParams& p, const Tensor& like) { return run(cosine_plan_cpu, cosine_cpu, p, like); }
@@ -121,6 +123,7 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, m) {
   m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward<CpuBackend>));
   m.impl("scatter_tokens", TORCH_BOX(&scatter_tokens<CpuBackend>));
   m.impl("scatter_tokens_backward", TORCH_BOX(&scatter_tokens_backward<CpuBackend>));
+  m.impl("pack_index", TORCH_BOX(&pack_index<CpuBackend>));
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CpuBackend>));
   m.impl("cosine_match", TORCH_BOX(&cosine_match<CpuBackend>));
   m.impl("cosine_scores", TORCH_BOX(&cosine_scores<CpuBackend>));

@@ -13,6 +13,7 @@
 
 #include "bind/budget_ops.h"
 #include "bind/gather_ops.h"
+#include "bind/pack_ops.h"
 #include "bind/prune_ops.h"
 #include "bind/scatter_ops.h"
 #include "bind/score_ops.h"
@@ -103,6 +104,7 @@ struct CudaBackend {
   }
 
   static Status score(ScoreParams& p, const Tensor& like) { return run(score_plan_cuda, score_cuda, p, like); }
+  static Status pack(PackParams& p, const Tensor& like) { return run(pack_plan_cuda, pack_cuda, p, like); }
   static Status topk(TopkParams& p, const Tensor& like) { return run(topk_plan_cuda, topk_cuda, p, like); }
 
   static Status budget(const BudgetParams& p, const Tensor& like) {
@@ -147,6 +149,7 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward<CudaBackend>));
   m.impl("scatter_tokens", TORCH_BOX(&scatter_tokens<CudaBackend>));
   m.impl("scatter_tokens_backward", TORCH_BOX(&scatter_tokens_backward<CudaBackend>));
+  m.impl("pack_index", TORCH_BOX(&pack_index<CudaBackend>));
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CudaBackend>));
 }
 

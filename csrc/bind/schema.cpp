@@ -19,6 +19,7 @@ STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def(
       "scatter_tokens_backward(Tensor[] grads, Tensor index, Tensor[] values, Tensor weights, bool values_wanted, bool weights_wanted) "
       "-> (Tensor[], Tensor)");
+  m.def("pack_index(Tensor index, SymInt N, SymInt capacity) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("prune_tokens(Tensor query, Tensor key, Tensor[] tensors, SymInt k, " TS_SCORE_ARGUMENTS
         ", bool keep_outside) -> (Tensor[], Tensor, Tensor)");
   m.def("cosine_match(Tensor a, Tensor b, SymInt k, bool largest, Tensor? candidates, bool exclude_self) -> (Tensor, Tensor)");

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import methods, ops, schedules
 from ._version import __version__
 from .ops import (
+    Packed,
     PruneResult,
     allocate_budget,
     attention_scores,
@@ -16,10 +17,12 @@ from .ops import (
     debug_checks,
     gather_tokens,
     gather_tokens_out,
+    pack_tokens,
     prune_tokens,
     scatter_tokens,
     select_diverse,
     select_topk,
+    unpack_tokens,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 # attach, detach and sieve are not in it: `from tokensieve import *` would import transformers, or fail where there is none
 __all__ = [
+    "Packed",
     "PruneResult",
     "__version__",
     "allocate_budget",
@@ -40,11 +44,14 @@ __all__ = [
     "gather_tokens_out",
     "methods",
     "ops",
+    "pack_tokens",
     "prune_tokens",
     "scatter_tokens",
     "schedules",
     "select_diverse",
     "select_topk",
+    "sieve",
+    "unpack_tokens",
 ]
 
 

@@ -22,6 +22,7 @@ SCHEMAS = {
     "scatter_tokens": "(Tensor[] tensors, Tensor index, Tensor[] values, bool add, Tensor? weights) -> Tensor[]",
     "scatter_tokens_backward": "(Tensor[] grads, Tensor index, Tensor[] values, Tensor weights, bool values_wanted, bool weights_wanted) "
     "-> (Tensor[], Tensor)",
+    "pack_index": "(Tensor index, SymInt N, SymInt capacity) -> (Tensor, Tensor, Tensor, Tensor)",
     "prune_tokens": f"(Tensor query, Tensor key, Tensor[] tensors, SymInt k, {SCORE}, bool keep_outside) -> (Tensor[], Tensor, Tensor)",
     "cosine_match": "(Tensor a, Tensor b, SymInt k, bool largest, Tensor? candidates, bool exclude_self) -> (Tensor, Tensor)",
     "cosine_scores": "(Tensor a, Tensor b, int reduction, Tensor? candidates, bool exclude_self) -> Tensor",

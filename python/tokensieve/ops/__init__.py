@@ -5,6 +5,7 @@ from ._debug import debug_checks
 from .budget import allocate_budget
 from .diverse import select_diverse
 from .gather import gather_tokens, gather_tokens_out
+from .pack import Packed, pack_tokens, unpack_tokens
 from .prune import PruneResult, prune_tokens
 from .scatter import scatter_tokens
 from .score import attention_scores
@@ -12,6 +13,7 @@ from .select import select_topk
 from .similarity import cosine_match, cosine_scores
 
 __all__ = [
+    "Packed",
     "PruneResult",
     "allocate_budget",
     "attention_scores",
@@ -20,8 +22,10 @@ __all__ = [
     "debug_checks",
     "gather_tokens",
     "gather_tokens_out",
+    "pack_tokens",
     "prune_tokens",
     "scatter_tokens",
     "select_diverse",
     "select_topk",
+    "unpack_tokens",
 ]
