@@ -92,6 +92,7 @@ struct CpuBackend {
   static Status score(ScoreParams& p, const Tensor& like) { return run(score_plan_cpu, score_cpu, p, like); }
   static Status pack(PackParams& p, const Tensor& like) { return run(pack_plan_cpu, pack_cpu, p, like); }
   static Status topk(TopkParams& p, const Tensor& like) { return run(topk_plan_cpu, topk_cpu, p, like); }
+  static Status count(CountParams& p, const Tensor& like) { return run(count_plan_cpu, count_cpu, p, like); }
   static Status budget(const BudgetParams& p, const Tensor&) { return budget_cpu(p, level(), torch_threads); }
   static Status cosine(CosineParams& p, const Tensor& like) { return run(cosine_plan_cpu, cosine_cpu, p, like); }
   static Status diverse(DiverseParams& p, const Tensor& like) { return run(diverse_plan_cpu, diverse_cpu, p, like); }
@@ -117,6 +118,8 @@ struct CpuBackend {
 STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, m) {
   m.impl("attention_scores", TORCH_BOX(&attention_scores<CpuBackend>));
   m.impl("select_topk", TORCH_BOX(&select_topk<CpuBackend>));
+  m.impl("select_mass", TORCH_BOX(&select_mass<CpuBackend>));
+  m.impl("select_threshold", TORCH_BOX(&select_threshold<CpuBackend>));
   m.impl("allocate_budget", TORCH_BOX(&allocate_budget<CpuBackend>));
   m.impl("gather_tokens", TORCH_BOX(&gather_tokens<CpuBackend>));
   m.impl("gather_tokens_out", TORCH_BOX(&gather_tokens_out<CpuBackend>));

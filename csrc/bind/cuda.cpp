@@ -106,6 +106,7 @@ struct CudaBackend {
   static Status score(ScoreParams& p, const Tensor& like) { return run(score_plan_cuda, score_cuda, p, like); }
   static Status pack(PackParams& p, const Tensor& like) { return run(pack_plan_cuda, pack_cuda, p, like); }
   static Status topk(TopkParams& p, const Tensor& like) { return run(topk_plan_cuda, topk_cuda, p, like); }
+  static Status count(CountParams& p, const Tensor& like) { return run(count_plan_cuda, count_cuda, p, like); }
 
   static Status budget(const BudgetParams& p, const Tensor& like) {
     return budget_cuda(p, budget_plan_cuda(p, device_info(like)), current_stream(like));
@@ -143,6 +144,8 @@ struct CudaBackend {
 STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("attention_scores", TORCH_BOX(&attention_scores<CudaBackend>));
   m.impl("select_topk", TORCH_BOX(&select_topk<CudaBackend>));
+  m.impl("select_mass", TORCH_BOX(&select_mass<CudaBackend>));
+  m.impl("select_threshold", TORCH_BOX(&select_threshold<CudaBackend>));
   m.impl("allocate_budget", TORCH_BOX(&allocate_budget<CudaBackend>));
   m.impl("gather_tokens", TORCH_BOX(&gather_tokens<CudaBackend>));
   m.impl("gather_tokens_out", TORCH_BOX(&gather_tokens_out<CudaBackend>));

@@ -5,10 +5,15 @@
   "float? scale, bool causal, Tensor? bias, Tensor? lse, Tensor? row_weights, Tensor? query_positions, " \
   "SymInt range_begin, SymInt range_end, int normalize, int query_reduction, int head_reduction"
 
+#define TS_COUNT_ARGUMENTS "SymInt capacity, SymInt min_k, SymInt? max_k, Tensor? candidates, Tensor? always_keep, int order"
+
 STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def("attention_scores(Tensor query, Tensor key, " TS_SCORE_ARGUMENTS
         ", int activation, Tensor? head_weights, Tensor? accumulate) -> (Tensor, Tensor)");
   m.def("select_topk(Tensor scores, SymInt k, Tensor? k_rows, Tensor? candidates, Tensor? always_keep, int order) -> Tensor");
+  m.def("select_mass(Tensor scores, float mass, Tensor? mass_rows, bool below, " TS_COUNT_ARGUMENTS
+        ", SymInt extra) -> (Tensor, Tensor, Tensor)");
+  m.def("select_threshold(Tensor scores, float tau, Tensor? tau_rows, bool strict, " TS_COUNT_ARGUMENTS ") -> (Tensor, Tensor, Tensor)");
   m.def(
       "allocate_budget(Tensor weights, SymInt? total, Tensor? total_rows, SymInt? cap, Tensor? cap_parts, float? ratio, int mode, "
       "int remainder, float temperature, float epsilon) -> (Tensor, Tensor)");

@@ -10,6 +10,7 @@ from ._version import __version__
 from .ops import (
     Packed,
     PruneResult,
+    Selection,
     allocate_budget,
     attention_scores,
     cosine_match,
@@ -21,6 +22,8 @@ from .ops import (
     prune_tokens,
     scatter_tokens,
     select_diverse,
+    select_mass,
+    select_threshold,
     select_topk,
     unpack_tokens,
 )
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Packed",
     "PruneResult",
+    "Selection",
     "__version__",
     "allocate_budget",
     "attention_scores",
@@ -49,6 +53,8 @@ __all__ = [
     "scatter_tokens",
     "schedules",
     "select_diverse",
+    "select_mass",
+    "select_threshold",
     "select_topk",
     "sieve",
     "unpack_tokens",

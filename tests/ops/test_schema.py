@@ -11,9 +11,12 @@ SCORE = (
     "SymInt range_begin, SymInt range_end, int normalize, int query_reduction, int head_reduction"
 )
 SCORE_EXTRAS = "int activation, Tensor? head_weights, Tensor? accumulate"
+COUNT = "SymInt capacity, SymInt min_k, SymInt? max_k, Tensor? candidates, Tensor? always_keep, int order"
 SCHEMAS = {
     "attention_scores": f"(Tensor query, Tensor key, {SCORE}, {SCORE_EXTRAS}) -> (Tensor, Tensor)",
     "select_topk": "(Tensor scores, SymInt k, Tensor? k_rows, Tensor? candidates, Tensor? always_keep, int order) -> Tensor",
+    "select_mass": f"(Tensor scores, float mass, Tensor? mass_rows, bool below, {COUNT}, SymInt extra) -> (Tensor, Tensor, Tensor)",
+    "select_threshold": f"(Tensor scores, float tau, Tensor? tau_rows, bool strict, {COUNT}) -> (Tensor, Tensor, Tensor)",
     "allocate_budget": "(Tensor weights, SymInt? total, Tensor? total_rows, SymInt? cap, Tensor? cap_parts, float? ratio, int mode, "
     "int remainder, float temperature, float epsilon) -> (Tensor, Tensor)",
     "gather_tokens": "(Tensor[] tensors, Tensor index) -> Tensor[]",

@@ -7,6 +7,7 @@ from .diverse import select_diverse
 from .gather import gather_tokens, gather_tokens_out
 from .pack import Packed, pack_tokens, unpack_tokens
 from .prune import PruneResult, prune_tokens
+from .ragged import Selection, select_mass, select_threshold
 from .scatter import scatter_tokens
 from .score import attention_scores
 from .select import select_topk
@@ -15,6 +16,7 @@ from .similarity import cosine_match, cosine_scores
 __all__ = [
     "Packed",
     "PruneResult",
+    "Selection",
     "allocate_budget",
     "attention_scores",
     "cosine_match",
@@ -26,6 +28,8 @@ __all__ = [
     "prune_tokens",
     "scatter_tokens",
     "select_diverse",
+    "select_mass",
+    "select_threshold",
     "select_topk",
     "unpack_tokens",
 ]

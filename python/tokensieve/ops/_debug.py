@@ -71,6 +71,14 @@ def counts(op: str, k_rows: Tensor, max_k: int) -> None:
         _checks.bad_value(op, f"k must be in [0, max_k={max_k}] in every row, got {int(k_rows[where])} in row {where[0]}")
 
 
+def shares(op: str, mass: Tensor) -> None:
+    """Raises for a mass outside (0, 1]."""
+    wrong = ~((mass > 0) & (mass <= 1))
+    if bool(wrong.any()):
+        where = _first(wrong)
+        _checks.bad_value(op, f"mass must be in (0, 1] in every row (debug check), got {float(mass[where])} in row {where[0]}")
+
+
 def positions(op: str, index: Tensor, N: int) -> None:
     """Raises for indices outside [-1, N); the CPU kernels refuse those too, so this also says which one they met."""
     wrong = (index < -1) | (index >= N)
