@@ -87,6 +87,23 @@ def test_compile_masks_and_per_row_k(device: str) -> None:
             assert_equal(g, w, f"{shape}")
 
 
+def test_compile_similarity(device: str) -> None:
+    def similar(x: Tensor, y: Tensor, visible: Tensor, first: Tensor, k: int) -> tuple[Tensor, ...]:
+        value, index = ts.cosine_match(x * 2, y, candidates=visible)
+        lowest, _ = ts.cosine_match(x, y, k=3, largest=False)
+        scores = [ts.cosine_scores(x, y, reduction=how, candidates=visible) for how in ("mean", "max", None)]
+        bottom = ts.cosine_scores(y, y, reduction="bottom", t=2, exclude_self=True)
+        picks = ts.select_diverse(y + 1, k, candidates=visible, first=first, order="pick")
+        return value + 1, index, lowest, *scores, bottom, picks, ts.select_diverse(x, 3, metric="euclidean")
+
+    function = compiled(similar)
+    for B, _, L, N, _, C, k in SHAPES:
+        x, y = normal(seeded(N), B, L + 4, C, device=device), normal(seeded(C), B, N, C, device=device)
+        given = (x, y, torch.rand(B, N, generator=seeded(N)).to(device) > 0.3, torch.arange(B, device=device), k)
+        for i, (g, w) in enumerate(zip(function(*given), similar(*given), strict=True)):
+            assert_equal(g, w, f"output {i} of {(B, L + 4, N, C)}")
+
+
 def test_compile_out_variant_writes_its_buffers(device: str) -> None:
     def fill(hidden: Tensor, index: Tensor, out: Tensor) -> Tensor:
         ts.gather_tokens_out([hidden], index, [out])

@@ -10,7 +10,7 @@ import torch
 from reference import similarity
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, normal, seeded
-from reference.similarity import assert_match, random_mask, rows
+from reference.similarity import assert_match, floor_of, random_mask, rows
 
 # (M, N, C): one row, tile and block edges (6, 8, 16, 48, 144 rows and columns; 128 channels), real sizes.
 SHAPES = [(1, 1, 1), (1, 577, 64), (7, 16, 4), (15, 17, 33), (48, 143, 129), (145, 144, 256), (150, 300, 20), (33, 577, 64)]
@@ -23,10 +23,6 @@ def options_of(rule: dict[str, Any], B: int, N: int, device: str) -> dict[str, A
     if "masked" in rule:
         options["candidates"] = random_mask(N, B, N, rule["masked"]).to(device)
     return options
-
-
-def floor_of(C: int) -> float:
-    return 2e-7 * (8 + C**0.5)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -37,6 +37,16 @@ def results() -> dict[str, Tensor]:
                 x = inputs.scores(seeded(N), kind, 3, N, dtype)
                 out[f"position {dtype} {kind} {N}"] = ts.select_topk(x, N // 3 + 1)
                 out[f"score {dtype} {kind} {N}"] = ts.select_topk(x, N // 2, order="score", candidates=x > 0, always_keep=x < -1)
+        for M, N, C in ((1, 40, 7), (13, 33, 16), (150, 301, 129), (64, 300, 64)):
+            a, b = inputs.normal(seeded(M), 2, M, C, dtype=dtype), inputs.normal(seeded(N), 2, N, C, dtype=dtype)
+            what = f"{dtype} {M} {N} {C}"
+            out[f"match {what}"], out[f"matches {what}"] = ts.cosine_match(a, b)
+            out[f"lowest {what}"], out[f"lowest indices {what}"] = ts.cosine_match(a, b, k=5, largest=False, candidates=b[..., 0] > -0.5)
+            for how in (None, "mean", "sum", "max"):
+                out[f"cosine {how} {what}"] = ts.cosine_scores(b, b, reduction=how, exclude_self=True)
+            for metric in ("cosine", "euclidean"):
+                out[f"diverse {metric} {what}"] = ts.select_diverse(b, N // 3, metric=metric, order="pick")
+            out[f"diverse first {what}"] = ts.select_diverse(b, N // 20, first=torch.tensor([0, N // 2]), order="pick")
         x = inputs.normal(seeded(1), 2, 50, 3, 37, dtype=dtype)
         index = torch.tensor([[3, -1, 49, 7], [0, 1, 2, -1]])
         out[f"gather {dtype}"] = ts.gather_tokens(x, index)

@@ -38,6 +38,18 @@ def prune(query: Any = Q, key: Any = K, tensors: Any = (X,), k: Any = 3, **optio
     return lambda: ts.prune_tokens(query, key, tensors, k, **options)
 
 
+def match(a: Any = X, b: Any = X, **options: Any) -> Callable[[], Any]:
+    return lambda: ts.cosine_match(a, b, **options)
+
+
+def similar(a: Any = X, b: Any = X, **options: Any) -> Callable[[], Any]:
+    return lambda: ts.cosine_scores(a, b, **options)
+
+
+def diverse(x: Any = X, k: Any = 3, **options: Any) -> Callable[[], Any]:
+    return lambda: ts.select_diverse(x, k, **options)
+
+
 # (call, exception, what the message says after "tokensieve.<op>: ")
 ROWS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     # attention_scores
@@ -307,6 +319,59 @@ ROWS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "prune tensors device": (prune(tensors=(X.to("meta"),)), ValueError, r"prune_tokens: tensors\[0\] must be on the device of query"),
     "prune keep_outside": (prune(keep_outside="no"), TypeError, r"prune_tokens: keep_outside must be a bool, got str"),
     "prune normalize": (prune(normalize="col"), ValueError, r"prune_tokens: normalize must be one of 'row', 'range', got 'col'"),
+    # cosine_match, cosine_scores
+    "a rank": (match(X[0]), ValueError, r"cosine_match: a must be \(B, M, C\), got shape \(10, 6\)"),
+    "a numpy": (match(np.zeros((2, 10, 6))), TypeError, r"cosine_match: a must be a torch.Tensor, got ndarray"),
+    "a dtype": (match(X.double(), X.double()), TypeError, r"cosine_match: a must be float32 or float16 or bfloat16, got float64"),
+    "b rank": (match(b=X[0]), ValueError, r"cosine_match: b must be \(B, N, C\), got shape \(10, 6\)"),
+    "b dtype": (match(b=X.half()), TypeError, r"cosine_match: b must be float32, got float16"),
+    "b batch": (match(b=X[:1]), ValueError, r"cosine_match: b must be \(B=2, N, C=6\), got shape \(1, 10, 6\)"),
+    "b channels": (similar(b=X[..., :5]), ValueError, r"cosine_scores: b must be \(B=2, N, C=6\), got shape \(2, 10, 5\)"),
+    "b device": (match(b=X.to("meta")), ValueError, r"cosine_match: b must be on the device of a \(cpu\), got meta"),
+    "a last stride": (match(X.transpose(1, 2), X.transpose(1, 2)), ValueError, r"cosine_match: a must be contiguous .* got stride 6"),
+    "match k zero": (match(k=0), ValueError, r"cosine_match: k must be in \[1, 32\], got 0"),
+    "match k large": (match(k=33), ValueError, r"cosine_match: k must be in \[1, 32\], got 33"),
+    "match k float": (match(k=2.0), TypeError, r"cosine_match: k must be an int, got float"),
+    "match k bool": (match(k=True), TypeError, r"cosine_match: k must be an int, got bool"),
+    "match largest": (match(largest="yes"), TypeError, r"cosine_match: largest must be a bool, got str"),
+    "match self": (match(b=X[:, :9], exclude_self=True), ValueError, r"cosine_match: exclude_self needs a and b .* got M=10, N=9"),
+    "match self type": (match(exclude_self=None), TypeError, r"cosine_match: exclude_self must be a bool, got NoneType"),
+    "match mask dtype": (match(candidates=torch.ones(2, 10)), TypeError, r"cosine_match: candidates must be bool, got float32"),
+    "match mask shape": (
+        match(candidates=torch.ones(2, 9).bool()),
+        ValueError,
+        r"cosine_match: candidates must be \(B, N\) = \(2, 10\), got shape \(2, 9\)",
+    ),
+    "similar reduction": (similar(reduction="min"), ValueError, r"cosine_scores: reduction must be one of .* got 'min'"),
+    "similar t": (similar(t=3), ValueError, r"cosine_scores: t goes with reduction 'bottom', got t=3 with reduction='mean'"),
+    "similar no t": (similar(reduction="bottom"), TypeError, r"cosine_scores: t must be an int, got NoneType"),
+    "similar t range": (similar(reduction="bottom", t=40), ValueError, r"cosine_scores: t must be in \[1, 32\], got 40"),
+    # select_diverse
+    "diverse rank": (diverse(S), ValueError, r"select_diverse: x must be \(B, N, C\), got shape \(2, 10\)"),
+    "diverse dtype": (diverse(X.long()), TypeError, r"select_diverse: x must be float32 or float16 or bfloat16, got int64"),
+    "diverse k": (diverse(k=11), ValueError, r"select_diverse: k must be in \[0, N=10\], got 11"),
+    "diverse k negative": (diverse(k=-1), ValueError, r"select_diverse: k must be in \[0, N=10\], got -1"),
+    "diverse k tensor": (diverse(k=torch.tensor([1, 2])), TypeError, r"select_diverse: k must be an int, got Tensor"),
+    "diverse last stride": (diverse(X.transpose(1, 2)), ValueError, r"select_diverse: x must be contiguous .* got stride 6"),
+    "diverse mask": (
+        diverse(candidates=torch.ones(10).bool()),
+        ValueError,
+        r"select_diverse: candidates must be \(B, N\), got shape \(10,\)",
+    ),
+    "diverse first int": (diverse(first=0), TypeError, r"select_diverse: first must be a torch.Tensor, got int"),
+    "diverse first dtype": (diverse(first=torch.zeros(2).int()), TypeError, r"select_diverse: first must be int64, got int32"),
+    "diverse first shape": (
+        diverse(first=torch.zeros(3).long()),
+        ValueError,
+        r"select_diverse: first must be \(B,\) = \(2,\), got shape \(3,\)",
+    ),
+    "diverse first value": (
+        diverse(first=torch.tensor([0, 10])),
+        ValueError,
+        r"select_diverse: first must be in \[-1, N=10\), got 10 in row 1",
+    ),
+    "diverse metric": (diverse(metric="l2"), ValueError, r"select_diverse: metric must be one of 'cosine', 'euclidean', got 'l2'"),
+    "diverse order": (diverse(order="score"), ValueError, r"select_diverse: order must be one of 'position', 'pick', got 'score'"),
 }
 
 
@@ -345,7 +410,11 @@ def test_meta_tensors_give_meta_outputs() -> None:
     assert (index.shape, index.dtype, rows.shape) == ((2, 3), torch.int64, (2, 3, 6))
     got = ts.prune_tokens(query, key, [x, x[..., 0]], 2, key_range=(2, 9))
     assert (got.index.shape, got.tensors[0].shape, got.tensors[1].shape, got.scores.shape) == ((2, 5), (2, 5, 6), (2, 5), (2, 7))
-    for t in (scores, lse, index, rows, *got.tensors, got.index, got.scores):
+    matches = ts.cosine_match(x, x, k=4)
+    similar_rows, picks = ts.cosine_scores(x, x), ts.select_diverse(x, 4)
+    assert (matches[0].shape, matches[1].dtype, similar_rows.shape) == ((2, 10, 4), torch.int64, (2, 10))
+    assert (picks.shape, picks.dtype) == ((2, 4), torch.int64)
+    for t in (*matches, similar_rows, picks, scores, lse, index, rows, *got.tensors, got.index, got.scores):
         assert t.device.type == "meta"
     assert ts.gather_tokens_out([x], index, [torch.empty(2, 3, 6, device="meta")]) is None
 
@@ -373,6 +442,9 @@ CUDA_CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "select_topk": (lambda: ts.select_topk(cuda_like(S), 2), "scores"),
     "gather_tokens": (lambda: ts.gather_tokens(cuda_like(X), cuda_like(I)), "index"),
     "gather_tokens_out": (lambda: ts.gather_tokens_out([cuda_like(X)], cuda_like(I), [cuda_like(X)]), "index"),
+    "cosine_match": (lambda: ts.cosine_match(cuda_like(X), cuda_like(X)), "a"),
+    "cosine_scores": (lambda: ts.cosine_scores(cuda_like(X), cuda_like(X)), "a"),
+    "select_diverse": (lambda: ts.select_diverse(cuda_like(X), 2), "x"),
     "prune_tokens": (lambda: ts.prune_tokens(cuda_like(Q), cuda_like(K), [cuda_like(X)], 2), "query"),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tokensieve as ts
 import torch
-from reference import inputs
+from reference import inputs, similarity
 from reference.compare import assert_equal, assert_scores
 from reference.inputs import FLOATS, integer, log_uniform, normal, seeded
 from reference.ops import gather_tokens, prune_tokens, select_topk
@@ -148,6 +148,56 @@ def test_fuzz_prune_tokens(device: str) -> None:
         assert_equal(got.index, index, f"index of {what}")
         for i, (g, w) in enumerate(zip(got.tensors, want, strict=True)):
             assert_equal(g, w, f"tensor {i} of {what}")
+
+
+def random_rows(generator: torch.Generator, B: int, N: int, device: str) -> tuple[Tensor, str]:
+    """(B, N, C) tokens, now and then a view with an odd first channel; signs need a C that is a power of 4."""
+    kind, dtype, skip = pick(generator, similarity.KINDS[:4]), pick(generator, FLOATS), integer(generator, 0, 2)
+    C = pick(generator, (1, 4, 16, 64, 256)) if kind == "signs" else log_uniform(generator, 1, 300)
+    x = similarity.rows(generator, kind, B, N, C, dtype, device)
+    return torch.nn.functional.pad(x, (skip, 1))[..., skip : skip + C], kind
+
+
+def test_fuzz_cosine(device: str) -> None:
+    for seed in range(SEED, SEED + CASES):
+        generator = seeded(seed)
+        B, M, N = integer(generator, 1, 3), log_uniform(generator, 1, 400), log_uniform(generator, 1, 800)
+        b, kind = random_rows(generator, B, N, device)
+        same = chance(generator, 0.3)
+        a = b if same else similarity.rows(generator, kind, B, M, b.shape[2], b.dtype, device)
+        options: dict[str, Any] = {"exclude_self": same}
+        if chance(generator, 0.4):
+            options["candidates"] = similarity.random_mask(seed, B, N, 0.7).to(device)
+        what, floor = describe(seed, a, b, **options), similarity.floor_of(b.shape[2])
+        k, largest = integer(generator, 1, 32), chance(generator, 0.5)
+        value, index = ts.cosine_match(a, b, k=k, largest=largest, **options)
+        if kind in ("signs", "one-hot"):
+            assert_equal(index.cpu(), similarity.cosine_match(a, b, k=k, largest=largest, **options)[1], what)
+        similarity.assert_match(value, index, a, b, floor, f"k={k} {what}", largest=largest, **options)
+        for reduction in (None, "mean", "sum", "max"):
+            got = ts.cosine_scores(a, b, reduction=reduction, **options).cpu().double()
+            want = similarity.cosine_scores(a, b, reduction=reduction, **options)
+            assert float((got - want).abs().max()) <= floor * (N if reduction == "sum" else 1), f"{reduction} {what}"
+
+
+def test_fuzz_select_diverse(device: str) -> None:
+    for seed in range(SEED, SEED + CASES):
+        generator = seeded(seed)
+        B, N = integer(generator, 1, 3), log_uniform(generator, 1, 300)
+        x, kind = random_rows(generator, B, N, device)
+        k, metric = integer(generator, 0, N), pick(generator, ("cosine", "euclidean"))
+        options: dict[str, Any] = {"metric": metric}
+        if chance(generator, 0.4):
+            options["candidates"] = similarity.random_mask(seed, B, N, 0.7).to(device)
+        what = describe(seed, x, k=k, **options)
+        picks = ts.select_diverse(x, k, order="pick", **options)
+        floor = 1e-6 if metric == "cosine" else 4e-7 * float(x.float().square().sum(-1).max()) * 8
+        similarity.assert_diverse(picks, x, metric, floor, what, options.get("candidates"))
+        if kind in ("signs", "one-hot"):
+            assert_equal(picks, similarity.select_diverse(x, k, order="pick", **options), what)
+            first = torch.randint(-1, N, (B,), generator=generator).to(device)
+            got = ts.select_diverse(x, min(k, N // 19), first=first, **options)
+            assert_equal(got, similarity.select_diverse(x, min(k, N // 19), first=first, **options), f"first {first.tolist()} {what}")
 
 
 def test_hypothesis_select_topk_any_floats() -> None:

@@ -56,3 +56,15 @@ def test_opcheck_prune_tokens(dtype: torch.dtype, device: str) -> None:
     options = (0.25, False, None, None, None, None, 3, 17, 0, 1, 1)
     check(ops.prune_tokens, query, key, [x, ids], 5, *options, True)
     check(ops.prune_tokens, query, key, [x.requires_grad_(), ids], 5, *options, False)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_opcheck_similarity(dtype: torch.dtype, device: str) -> None:
+    a, b = normal(seeded(8), 2, 9, 6, dtype=dtype, device=device), normal(seeded(9), 2, 20, 6, dtype=dtype, device=device)
+    mask, first = normal(seeded(10), 2, 20, device=device) > 0, torch.tensor([3, -1], device=device)
+    check(ops.cosine_match, a, b, 1, True, None, False)
+    check(ops.cosine_match, b.clone().requires_grad_(), b, 5, False, mask, True)
+    for reduction in (1, 2, 3, 4):
+        check(ops.cosine_scores, a.clone().requires_grad_(), b, reduction, mask, False)
+    check(ops.select_diverse, b, 7, None, None, 0, 0)
+    check(ops.select_diverse, b.clone().requires_grad_(), 12, mask, first, 1, 1)
