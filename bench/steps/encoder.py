@@ -80,7 +80,7 @@ def _fastervlm(settings: Settings) -> Case:
 
 def _vtc_cls(settings: Settings) -> Case:
     method = methods.VTCCLS()
-    k, layers = method.tokens, len(method.layers(24))
+    k, layers = method.tokens, len(method.layers(24, 22))
 
     def ours(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
         return vtc_cls.keep_patches([q[:, :, :1] for q in queries], keys, features, k)[:2]
@@ -167,7 +167,7 @@ def _damro(settings: Settings) -> Case:
 
 def _fopru(settings: Settings) -> Case:
     method = methods.FoPru()
-    k = method.keep_count(N)
+    k = method.budget(N)
 
     def ours(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
         return fopru.keep_patches(queries[0], keys[0], features, method)[:2]
@@ -226,7 +226,7 @@ def _globalcom2(settings: Settings) -> Case:
         return f"{differ} positions differ" if differ > (0 if is_ours else 8) else None  # a rounded score may swap two neighbours
 
     fns = {"ours": ours, "eager code": eager}
-    return _row("GlobalCom2", f"5 crops, {N} keep {method.thumbnail_count(N)}", parts, 1, 0, _inputs(settings.device, parts, 1), fns, check)
+    return _row("GlobalCom2", f"5 crops, {N} keep {method.ratio:.0%}", parts, 1, 0, _inputs(settings.device, parts, 1), fns, check)
 
 
 def _vispruner(settings: Settings) -> Case:

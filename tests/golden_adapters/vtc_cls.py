@@ -14,7 +14,7 @@ from .base import Adapter, Case
 def _run(case: Case) -> dict[str, Any]:
     p, x = case.params, case.inputs
     method = VTCCLS(tokens=p["token_num"], first_layer=p["start_layer"])
-    layers = method.layers(x["k"].shape[0])
+    layers = method.layers(x["k"].shape[0], x["k"].shape[0] - 2)
     assert layers == tuple(p.get("layers_used", layers))
     queries = [x["q_cls"][layer][None, :, None] for layer in layers]
     out, index, scores = keep_patches(queries, [x["k"][layer][None] for layer in layers], x["hidden"][None, 1:], method.tokens)

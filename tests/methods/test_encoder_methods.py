@@ -44,10 +44,10 @@ def test_vtc_cls_against_the_reference(device: str, dtype: torch.dtype) -> None:
 
 def test_vtc_cls_layers_are_a_python_slice_without_the_last() -> None:
     for first in (-24, -3, 0, 5, 22):
-        assert list(VTCCLS(first_layer=first).layers(24)) == list(range(24))[first:-1]
+        assert list(VTCCLS(first_layer=first).layers(24, 22)) == list(range(24))[first:-1]
     for first in (23, 30, -1):
         with pytest.raises(ValueError, match="first_layer must leave a layer before the last of 24"):
-            VTCCLS(first_layer=first).layers(24)
+            VTCCLS(first_layer=first).layers(24, 22)
 
 
 @pytest.mark.parametrize(("grid", "side"), [((2, 2), (4, 6)), ((3, 1), (6, 4)), ((1, 4), (4, 4))])

@@ -1,11 +1,13 @@
-"""Any-resolution images: crops in a grid, their mosaic, its padding. Host integers only; indices are made once and copied."""
+"""Any-resolution images: crops in a grid, their mosaic, its padding. Geometry is host integers; indices are made once and copied."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from .. import ops
 from .base import require
+from .step import to_device
 
 
 def padding_cut(image_size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -70,3 +72,22 @@ def crop_cells(grid: tuple[int, int], side: tuple[int, int]) -> Tensor:
     row = (torch.arange(rows) // (rows // high)).clamp(max=high - 1)
     column = (torch.arange(columns) // (columns // wide)).clamp(max=wide - 1)
     return (row[:, None] * wide + column).flatten()
+
+
+def in_order(marks: Tensor, order: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The marked ones of a list of positions, in its order, without a host sync.
+
+    Args:
+        marks: (M,) bool; order: (T,) int64 on the host, positions in marks, one may come again; most: an upper bound of the result.
+
+    Returns:
+        (1, most) int64, -1 padded at the end, and (1,) how many there are.
+
+    Example:
+        >>> in_order(torch.tensor([True, False, True]), torch.tensor([2, 1, 0, 2]), 4)
+        (tensor([[ 2,  0,  2, -1]]), tensor([3]))
+    """
+    order = to_device(order, marks.device)
+    present = marks[order][None]
+    chosen = ops.select_topk(present.float(), min(most, present.shape[1]), candidates=present)
+    return torch.where(chosen < 0, -1, order[chosen.clamp(min=0)]), present.sum(1)

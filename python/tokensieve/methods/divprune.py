@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .. import ops
-from .base import TensorMethod, require, require_numbers
+from .base import EncoderMethod, require, require_numbers
+from .views import ImageView
 
 
 @dataclass(frozen=True)
-class DivPrune(TensorMethod):
+class DivPrune(EncoderMethod):
     """DivPrune (arXiv 2503.02175): keep the tenth of an image's tokens that is most diverse, picked greedily by cosine distance.
 
     Needs neither attention nor text, so it fits any encoder. Works on the tokens as the language model gets them: after the projector, any
@@ -30,7 +31,7 @@ class DivPrune(TensorMethod):
 
     title = "DivPrune"
     paper = "arXiv 2503.02175"
-    hook = "enc"
+    scope = "stream"
 
     ratio: float = 0.098
 
@@ -40,6 +41,10 @@ class DivPrune(TensorMethod):
 
     def keep_count(self, candidates: int) -> int:
         return round(self.ratio * candidates)
+
+    def select(self, view: ImageView) -> Tensor:
+        assert view.projected is not None
+        return ops.select_diverse(view.projected, self.keep_count(view.projected.shape[1]))
 
 
 def nearest_distance(tokens: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .base import TensorMethod, require, require_numbers
+from .base import EncoderMethod, require, require_numbers
 from .step import to_device
+from .views import ImageView
 
 
 @dataclass(frozen=True)
-class FoPru(TensorMethod):
+class FoPru(EncoderMethod):
     """FoPru (arXiv 2411.14164): keep the patches, or whole rows of patches, that the other patches attend to most.
 
     The map of the encoder's second to last layer, mean over heads, is averaged along both axes; the average that varies more over the
@@ -23,34 +24,43 @@ class FoPru(TensorMethod):
     Args:
         ratio: share of the patches that is kept, rounded down.
         strategy: "rank", the best patches in raster order; "row", the best whole rows of the grid, so that neighbours stay together.
+        keep_newlines: any-resolution models: keep the newline tokens of the mosaic.
 
     Differs from the official code: none was at hand. Softmax covers CLS and patches, then CLS leaves the map; budgets round down; the
     default ratio is ours.
 
     Example:
-        >>> FoPru().keep_count(576), FoPru(strategy="row").keep_count(17 * 23, 17)
+        >>> FoPru().budget(576), FoPru(strategy="row").budget(17 * 23, 17)
         (144, 92)
     """
 
     title = "FoPru"
     paper = "arXiv 2411.14164"
-    hook = "enc"
+    rows = "all"
 
     ratio: float = 0.25
     strategy: str = "rank"
+    keep_newlines: bool = False
 
     def __post_init__(self) -> None:
         require_numbers(self, ratio=self.ratio)
         require(0 <= self.ratio <= 1, self, "ratio must be in [0, 1]", self.ratio)
         require(self.strategy in ("rank", "row"), self, "strategy must be 'rank' or 'row'", self.strategy)
 
-    def keep_count(self, patches: int, rows: int | None = None) -> int:
+    def budget(self, patches: int, rows: int | None = None) -> int:
         """Patches kept of an image; the row strategy needs the rows of its grid."""
         if self.strategy == "rank":
             return int(patches * self.ratio)
         require(rows is not None and rows > 0 and patches % rows == 0, self, f"rows must divide {patches} patches", rows)
         assert rows is not None
         return int(rows * self.ratio) * (patches // rows)
+
+    def keep_count(self, candidates: int) -> int | None:
+        return int(candidates * self.ratio) if self.strategy == "rank" else None  # whole rows: padding may cut into one
+
+    def select(self, view: ImageView) -> Tensor:
+        scores = significance(view.layers[0].query, view.layers[0].key).chosen
+        return view.topk(scores) if self.strategy == "rank" else select(scores, self, view.side[0])
 
 
 class Significance(NamedTuple):
@@ -92,7 +102,7 @@ def select(scores: Tensor, method: FoPru, rows: int | None = None) -> Tensor:
         (tensor([[1, 2, 3]]), tensor([[0, 1, 2]]))
     """
     B, N = scores.shape
-    k = method.keep_count(N, rows)
+    k = method.budget(N, rows)
     if method.strategy == "rank":
         return ops.select_topk(scores, k)
     assert rows is not None

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .anyres import crop_cells, mosaic, padding_cut, shown_patches
-from .base import TensorMethod, require, require_numbers
-from .step import to_device
+from .anyres import crop_cells, in_order, mosaic, padding_cut, shown_patches
+from .base import EncoderMethod, require, require_numbers
+from .step import marked, to_device
+from .views import ImageView
 
 Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class GlobalCom2(TensorMethod):
+class GlobalCom2(EncoderMethod):
     """GlobalCom2 (arXiv 2501.05179): keep a quarter of thumbnail and crops; crops that the thumbnail's CLS attends to keep more.
 
     Scores are the CLS row of the encoder's LAST layer before the softmax, mean over heads. A crop's share follows a softmax over the sums
@@ -26,30 +27,40 @@ class GlobalCom2(TensorMethod):
     Args:
         ratio: share of tokens kept (retention_ratio); the newline tokens of the mosaic come on top.
         temperature: tau of the softmax over the crops.
+        keep_newlines: keep the newline tokens of the mosaic, as the official code does.
 
     Differs from the official code: kept tokens of a padded mosaic go back to their own places (there, to places shifted by the padding,
     which mixes rows); every image of a prompt uses its own scores (there, the second uses the first's); ties go to the lowest patch.
 
     Example:
-        >>> GlobalCom2(ratio=0.1).thumbnail_count(576)
-        57
+        >>> GlobalCom2(ratio=0.1)
+        GlobalCom2(ratio=0.1, temperature=10.0, keep_newlines=True)
     """
 
     title = "GlobalCom2"
     paper = "arXiv 2501.05179"
-    hook = "enc"
+    scope = "image"
+    ordered = True  # the thumbnail's tokens by falling score
 
     ratio: float = 0.25
     temperature: float = 10.0
+    keep_newlines: bool = True
 
     def __post_init__(self) -> None:
         require_numbers(self, ratio=self.ratio, temperature=self.temperature)
         require(0 <= self.ratio <= 1, self, "ratio must be in [0, 1]", self.ratio)
         require(self.temperature > 0, self, "temperature must be positive", self.temperature)
 
-    def thumbnail_count(self, patches: int) -> int:
-        """Thumbnail tokens that stay."""
-        return int(patches * self.ratio)
+    def layers(self, depth: int, feature: int) -> tuple[int, ...]:
+        return (depth - 1,)
+
+    def select(self, view: ImageView) -> Tensor:
+        scores = cls_logits(view.layers[0].query, view.layers[0].key)
+        if view.grid is None or view.image_size is None:  # no crops: the image is its own thumbnail
+            return ops.select_topk(scores, int(scores.shape[1] * self.ratio), order="score")
+        kept = select(scores, self, view.image_size, view.grid, view.side)
+        missing = kept.crops.shape[1] - kept.thumbnail.shape[1]  # never negative: a crop may keep more than the thumbnail
+        return torch.cat([torch.nn.functional.pad(kept.thumbnail, (0, missing), value=-1), kept.crops])
 
 
 class Kept(NamedTuple):
@@ -61,7 +72,7 @@ class Kept(NamedTuple):
 
 
 def cls_logits(query: Tensor, key: Tensor) -> Tensor:
-    """(P, N) scaled CLS logits, mean over heads, no softmax; query (P, H, 1, D), key (P, H, N + 1, D) with CLS first."""
+    """(P, N) CLS logits, mean over heads, no softmax; query (P, H, 1, D), key (P, H, N + 1, D) with CLS first."""
     return ops.attention_scores(query, key, key_range=(1, key.shape[2]), activation="logit")
 
 
@@ -75,8 +86,8 @@ def crop_budgets(scores: Tensor, room: Tensor | int, method: GlobalCom2, grid: P
         >>> crop_budgets(torch.tensor([[10.0, 0.0, 0.0, 0.0]]), 100, GlobalCom2(ratio=0.5), (2, 1), (2, 2))
         (tensor([61, 38]), tensor([0.6155, 0.3845], dtype=torch.float64))
     """
-    cells = torch.nn.functional.one_hot(crop_cells(grid, side), grid[0] * grid[1]).T.double()
-    richness = (to_device(cells, scores.device) @ scores[0].double())[None]
+    cells = to_device(torch.nn.functional.one_hot(crop_cells(grid, side), grid[0] * grid[1]).double(), scores.device)
+    richness = scores[:1].double() @ cells
     options: Any = {"cap": room if isinstance(room, int) else room[None], "ratio": method.ratio, "temperature": method.temperature}
     budget, share = ops.allocate_budget(richness, mode="adjusted", epsilon=1e-8, return_shares=True, **options)
     return budget[0], share[0]
@@ -117,7 +128,7 @@ def select(scores: Tensor, method: GlobalCom2, image_size: Pair, grid: Pair, sid
     counts = crop_budgets(scores, shown.sum(1), method, grid, side)[0]
     most = min(N, int(N * min(1.0, method.ratio * (2 - 1 / G))) + 1)
     crops = ops.select_topk(combined, counts, max_k=most, candidates=shown)
-    return Kept(ops.select_topk(scores[:1], method.thumbnail_count(N), order="score"), crops, counts)
+    return Kept(ops.select_topk(scores[:1], int(N * method.ratio), order="score"), crops, counts)
 
 
 def pack(kept: Kept, method: GlobalCom2, grid: Pair, side: Pair) -> tuple[Tensor, Tensor]:
@@ -132,12 +143,8 @@ def pack(kept: Kept, method: GlobalCom2, grid: Pair, side: Pair) -> tuple[Tensor
         tensor([[ 0,  2,  8, 12,  6,  7, 12, -1, -1]])
     """
     G, N = kept.crops.shape[0], side[0] * side[1]
-    marks = torch.zeros(G, N + 1, dtype=torch.bool, device=kept.crops.device)
-    marks.scatter_(1, torch.where(kept.crops < 0, N, kept.crops), True)
-    flat = torch.nn.functional.pad(marks[:, :N].reshape(-1), (0, 1), value=True)  # the newline is always there
-    lines = to_device(torch.nn.functional.pad(mosaic(grid, side), (0, 1), value=G * N).flatten(), marks.device)
-    present = flat[lines][None]
-    most = min(lines.numel(), int(method.ratio * G * N) + 1 + side[0] * grid[1])  # 1: the product may round down
-    chosen = ops.select_topk(present.float(), most, candidates=present)
-    crops = torch.where(chosen < 0, -1, lines[chosen.clamp(min=0)] + N)
-    return torch.cat([kept.thumbnail, crops], 1), present.sum(1) + kept.thumbnail.shape[1]
+    marks = torch.nn.functional.pad(marked(kept.crops, N).flatten(), (0, 1), value=True)  # the newline is always there
+    lines = torch.nn.functional.pad(mosaic(grid, side), (0, 1), value=G * N).flatten()
+    index, count = in_order(marks, lines, int(method.ratio * G * N) + 1 + side[0] * grid[1])  # 1: the product may round down
+    crops = torch.where(index < 0, -1, index + N)
+    return torch.cat([kept.thumbnail, crops], 1), count + kept.thumbnail.shape[1]

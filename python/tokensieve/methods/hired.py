@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .anyres import crop_cells, mosaic, padding_cut
-from .base import TensorMethod, require, require_numbers
-from .step import to_device
+from .anyres import crop_cells, in_order, mosaic, padding_cut
+from .base import EncoderMethod, require, require_numbers
+from .step import marked, to_device
+from .views import ImageView
 
 
 @dataclass(frozen=True)
-class HiRED(TensorMethod):
+class HiRED(EncoderMethod):
     """HiRED (arXiv 2408.10945): keep 20 % of an image's tokens, shared by thumbnail and crops as an early layer's CLS attention says.
 
     Half of the budget goes to the thumbnail. Its patches that CLS attends to most in the first layer are counted region by region, and the
@@ -27,6 +28,7 @@ class HiRED(TensorMethod):
         alpha: share of the budget for the thumbnail; 1 - alpha of its patches are marked and counted.
         regions: "bands", what the code counts (crop p gets the p-th run of N / crops consecutive patches), or "cells", the picture of the
             paper (crop p gets its own cell of the thumbnail).
+        keep_newlines: keep the newline tokens of the mosaic; the official code has none.
 
     Differs from the official code: packing of grids that are not square (there rows and columns are swapped, and tokens are lost); ties go
     to the lowest patch. Budgets are float32 and truncated as there, so some may be left over, and kept tokens that lie in the padding of
@@ -39,17 +41,25 @@ class HiRED(TensorMethod):
 
     title = "HiRED"
     paper = "arXiv 2408.10945"
-    hook = "enc"
+    scope = "image"
 
     rate: float = 0.2
     alpha: float = 0.5
     regions: str = "bands"
+    keep_newlines: bool = False
 
     def __post_init__(self) -> None:
         require_numbers(self, rate=self.rate, alpha=self.alpha)
         require(0 <= self.rate <= 1, self, "rate must be in [0, 1]", self.rate)
         require(0 <= self.alpha <= 1, self, "alpha must be in [0, 1]", self.alpha)
         require(self.regions in ("bands", "cells"), self, "regions must be 'bands' or 'cells'", self.regions)
+
+    def layers(self, depth: int, feature: int) -> tuple[int, ...]:
+        return (0, feature)
+
+    def select(self, view: ImageView) -> Tensor:
+        first, late = (cls_scores(layer.query, layer.key) for layer in view.layers)
+        return select(first, late, self, view.grid, view.side).index
 
     def budgets(self, parts: int, patches: int) -> tuple[int, int, int]:
         """(thumbnail tokens, tokens of all crops together, thumbnail patches to mark) of `parts` crops and thumbnail."""
@@ -92,23 +102,22 @@ def select(first: Tensor, late: Tensor, method: HiRED, grid: tuple[int, int] | N
     """
     P, N = late.shape
     full, rest, mark = method.budgets(P, N)
-    marked = torch.zeros(1, N, dtype=torch.bool, device=late.device)
     if P == 1:
         index = ops.select_topk(late, full)
-        return Kept(index, torch.full((1,), full, device=late.device), full, late, marked[0])
-    marked.scatter_(1, ops.select_topk(first[:1], mark), True)
+        return Kept(index, torch.full((1,), full, device=late.device), full, late, torch.zeros(N, dtype=torch.bool, device=late.device))
+    marks = marked(ops.select_topk(first[:1], mark), N)
     if method.regions == "bands":
         require(N % (P - 1) == 0, "HiRED.select", f"{P - 1} crops must divide N patches", N)
-        found = marked.view(P - 1, -1).sum(1)
+        found = marks.view(P - 1, -1).sum(1)
     else:
         require(grid is not None and side is not None, "HiRED.select", "regions='cells' needs grid and side", (grid, side))
         assert grid is not None
         assert side is not None
         cells = to_device(torch.nn.functional.one_hot(crop_cells(grid, side), P - 1).T.float(), late.device)
-        found = cells @ marked[0].float()
+        found = cells @ marks[0].float()
     crops = ops.allocate_budget(found.float()[None], rest, cap=N)[0]  # float32 and truncated, as the authors' are
     counts = torch.cat([torch.full((1,), full, device=late.device), crops])
-    return Kept(ops.select_topk(late, counts, max_k=min(N, max(full, rest))), counts, full + rest, late, marked[0])
+    return Kept(ops.select_topk(late, counts, max_k=min(N, max(full, rest))), counts, full + rest, late, marks[0])
 
 
 def pack(kept: Kept, image_size: tuple[int, int], grid: tuple[int, int], side: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -126,13 +135,8 @@ def pack(kept: Kept, image_size: tuple[int, int], grid: tuple[int, int], side: t
         (tensor([[0, 1, 2, 5, 6, 7]]), tensor([6]))
     """
     P, N = kept.scores.shape
-    marks = torch.zeros(P, N + 1, dtype=torch.bool, device=kept.scores.device)
-    marks.scatter_(1, torch.where(kept.index < 0, N, kept.index), True)
     places = mosaic(grid, side)
     require(places.numel() == (P - 1) * N, "HiRED.pack", f"grid and side must make {P - 1} crops of {N} patches", (grid, side))
     top, bottom, left, right = padding_cut(image_size, (places.shape[1], places.shape[0]))
     shown = places[top:bottom, left:right].flatten() + N
-    order = to_device(torch.cat([torch.arange(N), shown]), marks.device)
-    present = marks[:, :N].reshape(1, P * N)[:, order]
-    chosen = ops.select_topk(present.float(), min(kept.budget, len(order)), candidates=present)
-    return torch.where(chosen < 0, -1, order[chosen.clamp(min=0)]), present.sum(1)
+    return in_order(marked(kept.index, N).flatten(), torch.cat([torch.arange(N), shown]), kept.budget)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import TensorMethod, require, require_ints, require_numbers
+from .step import marked
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,14 @@ def relevant_images(confidence: Tensor, method: MIRAGE, candidates: Tensor | Non
         >>> relevant_images(scores, MIRAGE(top_k=2))[0].tolist()
         [[1, 3], [3, -1]]
     """
-    B, N = confidence.shape
+    N = confidence.shape[1]
     passing = confidence >= method.threshold
     if candidates is not None:
         passing = passing & candidates
     width = method.width(N)
     k = torch.where(passing.any(1), width, min(1, width))
     index = ops.select_topk(confidence, k, max_k=width, candidates=candidates)
-    kept = torch.zeros(B, N + 1, dtype=torch.bool, device=confidence.device)
-    return index, kept.scatter_(1, torch.where(index < 0, N, index), True)[:, :N]
+    return index, marked(index, N)
 
 
 def keep_images(images: Tensor, confidence: Tensor, method: MIRAGE, candidates: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,17 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
     return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
 
+def marked(index: Tensor, size: int) -> Tensor:
+    """(B, K) positions, -1 = none -> (B, size) bool.
+
+    Example:
+        >>> marked(torch.tensor([[2, 0, -1]]), 4)
+        tensor([[ True, False,  True, False]])
+    """
+    marks = torch.zeros(index.shape[0], size + 1, dtype=torch.bool, device=index.device)
+    return marks.scatter_(1, torch.where(index < 0, size, index), True)[:, :size]
+
+
 def prune_span(
     query: Tensor,
     key: Tensor,

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .base import TensorMethod, require, require_ints, require_numbers
+from .base import EncoderMethod, require, require_ints, require_numbers
+from .views import ImageView
 
 STEP = 8  # duplicates that leave per round
 
 
 @dataclass(frozen=True)
-class VisPruner(TensorMethod):
+class VisPruner(EncoderMethod):
     """VisPruner (arXiv 2412.01818): keep the patches that CLS attends to most, and of the rest those that have no near duplicate.
 
     The rest, in order of falling attention, loses up to eight patches a round: it is split in turns into two halves, and the patches of the
@@ -23,6 +24,9 @@ class VisPruner(TensorMethod):
     Args:
         tokens: kept per image and per crop (visual_token_num).
         important: share of them chosen by attention alone (important_ratio), rounded down; 0.5 for 128 tokens, 0.75 for 64.
+        keep_newlines: any-resolution models: keep the newline tokens of the mosaic; the official code has none.
+
+    Any resolution: padding of the mosaic competes, as in the official code, and is lost where transformers cuts it off.
 
     Differs from the official code: an odd rest works (there, an index error); ties go to the more important patch. A last-bit difference of
     two scores may change who meets whom, and so a few of the diverse patches: the attention part is exact, the rest is not reproducible
@@ -35,16 +39,22 @@ class VisPruner(TensorMethod):
 
     title = "VisPruner"
     paper = "arXiv 2412.01818"
-    hook = "enc"
+    features = ("patches",)
 
     tokens: int = 128
     important: float = 0.5
+    keep_newlines: bool = False
 
     def __post_init__(self) -> None:
         require_ints(self, tokens=self.tokens)
         require_numbers(self, important=self.important)
         require(self.tokens >= 0, self, "tokens must be 0 or more", self.tokens)
         require(0 <= self.important <= 1, self, "important must be in [0, 1]", self.important)
+
+    def select(self, view: ImageView) -> Tensor:
+        assert view.patches is not None
+        scores = ops.attention_scores(view.layers[0].query, view.layers[0].key, key_range=(1, view.layers[0].key.shape[2]))
+        return select(scores, view.patches, self)
 
     def split(self) -> tuple[int, int]:
         """(patches by attention, patches by diversity)."""

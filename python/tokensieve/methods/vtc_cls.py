@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .. import ops
-from .base import TensorMethod, require, require_ints
+from .base import EncoderMethod, require, require_ints
+from .views import ImageView
 
 
 @dataclass(frozen=True)
-class VTCCLS(TensorMethod):
+class VTCCLS(EncoderMethod):
     """VTC-CLS (arXiv 2412.05819): keep the patches that CLS attends to most, summed over the encoder's layers from `first_layer` on.
 
     Single layers look at different regions; their plain sum is the ensemble. Tokens leave before the projector, in raster order, and the
@@ -21,31 +22,39 @@ class VTCCLS(TensorMethod):
     Args:
         tokens: kept per image; the README's tables use 256, 128 and 64 of 576.
         first_layer: first encoder layer of the sum, negative from the end, as the start of a Python slice; the last layer is never in.
+        keep_newlines: any-resolution models: keep the newline tokens of the mosaic; the official code has no any resolution.
 
     Differs from the official code: the authors give no default for first_layer, 12 of CLIP-L's 24 is ours; sums are float32 (theirs are in
     the model's dtype, off by 1e-3 in float16); ties go to the lowest patch; any batch size and any number of patches.
 
     Example:
-        >>> VTCCLS(first_layer=20).layers(24), VTCCLS(first_layer=-4).layers(24)
+        >>> VTCCLS(first_layer=20).layers(24, 22), VTCCLS(first_layer=-4).layers(24, 22)
         ((20, 21, 22), (20, 21, 22))
     """
 
     title = "VTC-CLS"
     paper = "arXiv 2412.05819"
-    hook = "enc"
 
     tokens: int = 256
     first_layer: int = 12
+    keep_newlines: bool = False
 
     def __post_init__(self) -> None:
         require_ints(self, tokens=self.tokens, first_layer=self.first_layer)
         require(self.tokens >= 0, self, "tokens must be 0 or more", self.tokens)
 
-    def layers(self, depth: int) -> tuple[int, ...]:
-        """The encoder layers of the sum, of `depth`."""
+    def layers(self, depth: int, feature: int) -> tuple[int, ...]:
         chosen = tuple(range(depth)[self.first_layer : -1])
         require(len(chosen) > 0, self, f"first_layer must leave a layer before the last of {depth}", self.first_layer)
         return chosen
+
+    def keep_count(self, candidates: int) -> int:
+        return min(self.tokens, candidates)
+
+    def select(self, view: ImageView) -> Tensor:
+        patches = view.layers[0].key.shape[2] - 1
+        require(self.tokens <= patches, self, f"tokens must be at most N={patches} patches", self.tokens)
+        return view.topk(summed_scores([layer.query for layer in view.layers], [layer.key for layer in view.layers]))
 
 
 def summed_scores(queries: Sequence[Tensor], keys: Sequence[Tensor]) -> Tensor:
