@@ -161,13 +161,11 @@ def test_pictures_of_different_sizes_in_one_batch_equal_each_alone(method: Any) 
 @torch.no_grad()
 def test_budgets_that_do_not_fit_and_methods_without_a_sieve() -> None:
     model = tiny.llava()
-    for method, rule in (
-        (VTCCLS(first_layer=0), "VTCCLS: tokens must be at most N=16 patches, got 256"),
-        (VisPruner(), "VisPruner: tokens must be"),
-    ):
-        with sieve(model, method), pytest.raises(ValueError, match=rule):
-            model(**llava_inputs())
+    with sieve(model, VTCCLS(first_layer=0)), pytest.raises(ValueError, match="VTCCLS: tokens must be at most N=16 patches, got 256"):
+        model(**llava_inputs())
+    with sieve(model, VisPruner()), pytest.raises(ValueError, match="VisPruner: tokens must be at most N=16 patches, got 128"):
+        model(**llava_inputs())
     with pytest.raises(ValueError, match="VTCCLS: first_layer must leave a layer before the last of 4"):
         sieve(model, VTCCLS())
-    with pytest.raises(TypeError, match="sieve: DAMRO is called through the functions of tokensieve.methods.damro"):
+    with pytest.raises(TypeError, match=r"sieve: DAMRO is called through the functions of tokensieve\.methods\.damro"):
         sieve(model, DAMRO())
