@@ -87,7 +87,8 @@ class Merging(EncoderMethod):
 
     def select(self, view: ImageView) -> Tensor:
         query, key = view.layers[0]
-        return ops.select_topk(ops.attention_scores(query, key, key_range=(1, key.shape[2])), self.tokens, order="score")
+        scores = ops.attention_scores(query, key, key_range=(1, key.shape[2]))
+        return ops.select_topk(scores, self.tokens, candidates=view.candidates, order="score")
 
     def replace(self, view: ImageView, index: Tensor) -> Tensor:
         assert view.patches is not None
@@ -239,6 +240,30 @@ class Depths(DecoderMethod):
 
     def restore(self, stage: int, before: Tensor, after: Tensor, image: Tensor) -> Tensor:
         return torch.where(image[..., None], before + self.scale * (after - before), after)
+
+
+@dataclass(frozen=True)
+class Notes(DecoderMethod):
+    """Drops nothing; notes the sizes of the residual stream, as a search for sink tokens does."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage(1), Stage(3))
+
+    def select(self, view: StageView) -> None:
+        view.state[f"stage {view.stage}"] = view.hidden.abs().amax(2)
+        view.state["images"] = view.patches()[1]
+
+
+@dataclass(frozen=True)
+class EncoderNotes(EncoderMethod):
+    """Drops nothing; notes CLS attention of two layers."""
+
+    def layers(self, depth: int, feature: int) -> tuple[int, ...]:
+        return (0, depth - 2)
+
+    def select(self, view: ImageView) -> None:
+        view.state["scores"] = [ops.attention_scores(q, k, key_range=(1, k.shape[2])) for q, k in view.layers]
 
 
 ENCODER: list[Any] = [Isolated(), Layers(), Layers(every=True, read=(2,)), Budgets(), Merging()]

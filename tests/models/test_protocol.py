@@ -1,9 +1,8 @@
-"""Every corner of the protocol: test doubles inside models, against the unpruned model, single samples and independent routes."""
+"""Every corner of the protocol for methods: test doubles inside models, alone and in batches, in generate, and what is refused."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any
 
 import pytest
@@ -11,12 +10,12 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from tokensieve.methods import FastV, PyramidDrop  # noqa: E402
+from tokensieve.methods import DecoderMethod, FastV, PyramidDrop, Stage  # noqa: E402
 from tokensieve.models import sieve  # noqa: E402
 
 from models import oracles, tiny  # noqa: E402
-from models.doubles import DECODER, ENCODER, Budgets, Depths, Exit, Isolated, Layers, Pivots, PlainGrid, Received, Recycling  # noqa: E402
-from models.tiny import MODELS, llava_inputs  # noqa: E402
+from models.doubles import DECODER, ENCODER, Depths, EncoderNotes, Exit, Layers, Merging, Notes, Pivots, PlainGrid, Received  # noqa: E402
+from models.tiny import MODELS  # noqa: E402
 
 FLASH = oracles.register_flash()
 IMAGE = [(4, 24)]
@@ -35,15 +34,6 @@ def test_keeping_everything_is_bit_equal_to_the_unpruned_model(method: Any, atte
         ours = model.generate(ids, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
     assert torch.equal(dense.sequences, ours.sequences)
     assert all(torch.equal(a, b) for a, b in zip(dense.logits, ours.logits))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("method", [Isolated(keep=1.0), Layers(tokens=16), Budgets(total=16)])
-def test_encoder_keeping_everything_is_bit_equal_to_the_unpruned_model(method: Any) -> None:
-    model, x = tiny.llava(), llava_inputs(2)
-    dense = model(**x).logits
-    with sieve(model, method):
-        assert torch.equal(model(**x).logits, dense)
 
 
 @torch.no_grad()
@@ -171,119 +161,76 @@ def test_beams_of_a_padded_batch_equal_each_prompt_alone(method: Any, num_beams:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", [Received(), PlainGrid(), Pivots(), FastV(ratio=0.5), PYRAMID, Exit(-1e9), Depths()])
-@pytest.mark.parametrize("attention", ["eager", "sdpa", FLASH])
-def test_own_select_equals_the_full_model_that_masks_what_was_dropped(method: Any, attention: str) -> None:
-    """Positions kept: from each stage on the full model hides the keys that are gone, layer by layer."""
-    if isinstance(method, PyramidDrop):
-        method = dataclasses.replace(method, renumber=False)
-    model, full, ids = tiny.llama(attention), tiny.llama("eager"), torch.randint(2, 90, (1, 34), generator=torch.Generator().manual_seed(1))
-    with sieve(model, method, spans=IMAGE) as run:
-        out = model(ids, use_cache=True)
-        steps = [model(torch.tensor([[7 + i]]), past_key_values=out.past_key_values).logits for i in range(2)]
-        columns, kept = run.output_columns[0], [k[0][0] for k in run.kept]
-        tokens = run.report.tokens
-    whole = torch.cat([ids, torch.tensor([[7, 8]])], 1)
-    stages = method.stages
-    if isinstance(method, Depths):
-        wanted = _depths(full, whole, stages, kept)
-        assert tokens == (34, 22, 22, 22, 34)
-    else:
-        visible = torch.ones(tiny.LAYERS, 36, dtype=torch.bool)
-        for stage, patches in zip(stages, kept):
-            visible[stage.layer :, 4:28] = False
-            visible[stage.layer :, 4 + patches] = True
-        with oracles.hidden_keys_of_each_layer(full, visible):
-            wanted = full(whole).logits
-        assert list(tokens) == [int(row.sum()) - 2 for row in visible]
-    torch.testing.assert_close(out.logits, wanted[:, columns], rtol=1e-4, atol=2e-5)
-    torch.testing.assert_close(torch.cat(steps, 1), wanted[:, 34:], rtol=1e-4, atol=2e-5)
-
-
-def _depths(full: Any, whole: torch.Tensor, stages: Any, kept: Any) -> torch.Tensor:
-    """Mixture of depths on the full model: every layer runs on all tokens, but what skips is no key and keeps its hidden state."""
-    handles: list[Any] = []
-    saved: dict[int, torch.Tensor] = {}
-    for stage, patches in zip(stages, kept):
-        stays = torch.ones(36, dtype=torch.bool)
-        stays[4:28] = False
-        stays[4 + patches] = True
-        bias = torch.zeros(1, 1, 36, 36).masked_fill(~(torch.ones(36, 36).tril().bool() & stays), torch.finfo(torch.float32).min)
-        for layer in range(stage.layer, stage.until):
-
-            def before(_module: Any, args: Any, kwargs: Any, bias: Any = bias, layer: int = layer) -> Any:
-                saved[layer] = args[0]
-                return args, {**kwargs, "attention_mask": bias}
-
-            def after(_module: Any, _args: Any, output: Any, stays: Any = stays, layer: int = layer) -> Any:
-                return torch.where(stays[:, None], output, saved[layer])
-
-            handles.append(full.model.layers[layer].register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(full.model.layers[layer].register_forward_hook(after))
-    try:
-        return full(whole).logits
-    finally:
-        for handle in handles:
-            handle.remove()
+@pytest.mark.parametrize(("make", "inputs"), MODELS)
+def test_notes_change_nothing_and_are_there_afterwards(make: Any, inputs: Any) -> None:
+    model, x = make(), inputs()
+    dense = model(**x, output_hidden_states=True)
+    with sieve(model, Notes()) as run:
+        assert torch.equal(model(**x).logits, dense.logits)
+        assert torch.equal(run.state["stage 1"], dense.hidden_states[3].abs().amax(2))
+        assert torch.equal(run.state["images"] == 0, x["input_ids"] == tiny.IMAGE)
+    eager = make("eager").model.vision_tower(x["pixel_values"].flatten(0, -4), output_attentions=True).attentions
+    with sieve(model, EncoderNotes()) as run:
+        assert torch.equal(model(**x).logits, dense.logits)
+        for ours, layer in zip(run.state["scores"], (0, 2)):
+            torch.testing.assert_close(ours, eager[layer][:, :, 0, 1:].mean(1), rtol=1e-4, atol=1e-6)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])  # flash attention gives rows that are hidden no output
-def test_hiding_ranks_with_all_rows_as_attention_maps_do(attention: str) -> None:
-    """Rows that were hidden still rank (ghosts), and their keys count no more: read from the maps of an eager model."""
-    model, full = tiny.llama(attention), tiny.llama("eager")
-    ids = torch.randint(2, 90, (1, 34), generator=torch.Generator().manual_seed(1))
-    with sieve(model, Received(masking=True), spans=IMAGE) as run:
-        logits = model(ids).logits
-        kept = [k[0][0].tolist() for k in run.kept]
-        assert run.report.tokens == (34,) * tiny.LAYERS
-    visible = torch.ones(tiny.LAYERS, 34, dtype=torch.bool)
-    for number, layer in enumerate((2, 3, 4)):
-        with oracles.hidden_keys_of_each_layer(full, visible):
-            weights = full(ids, output_attentions=True).attentions[layer - 1][0]
-        scores = weights.mean((0, 1))[4:28].masked_fill(~visible[layer, 4:28], -1)
-        chosen = scores.topk((12, 6, 0)[number])[1].sort()[0]
-        assert kept[number] == chosen.tolist()
-        visible[layer:, 4:28] = False
-        visible[layer:, 4 + chosen] = True
-    with oracles.hidden_keys_of_each_layer(full, visible):
-        torch.testing.assert_close(logits, full(ids).logits, rtol=1e-4, atol=2e-5)
+def test_a_select_that_breaks_its_promise_is_told_so() -> None:
+    """Padding of the mosaic does not reach the language model: a method that picks it anyway keeps fewer than it says."""
+
+    class Careless(Merging):
+        def select(self, view: Any) -> torch.Tensor:
+            return torch.arange(4).expand(view.patches.shape[0], -1)
+
+    class Greedy(Pivots):
+        def select(self, view: Any) -> torch.Tensor:
+            return view.topk(view.hidden[..., 0].contiguous(), view.images)
+
+    model = tiny.llava_next()
+    wanted = r"Careless.select must keep the \[12\] image tokens of its images that keep_count says, got \[4\]"
+    with sieve(model, Careless()), pytest.raises(ValueError, match=wanted):
+        model(**tiny.next_inputs())
+    plain = tiny.llama()
+    with sieve(plain, Greedy(), spans=IMAGE), pytest.raises(ValueError, match=r"Greedy.select must keep the \[12\].*got \[24\]"):
+        plain(tiny.prompt(4, 24, 6))
 
 
 @torch.no_grad()
-def test_samples_leave_by_a_gate_at_their_own_layers() -> None:
-    model = tiny.llama()
-    rows = [torch.randint(2, 90, (1, 34), generator=torch.Generator().manual_seed(n)) for n in range(6)]
-    values = []
-    for row in rows:
-        states = model(row, output_hidden_states=True).hidden_states
-        values.append([float(state[0, -1].mean()) for state in states[1:5]])
-    limit = sorted(v for value in values for v in value)[-4]  # a few gates fire
-    with sieve(model, Exit(threshold=limit), spans=IMAGE) as run:
-        model(torch.cat(rows))
-        kept = run.kept
-    first = [next((layer for layer, v in enumerate(value) if v > limit), None) for value in values]
-    assert len(set(first)) > 1, "the seeds no longer tell gates apart"
-    for b, layer in enumerate(first):
-        assert [len(stage[b][0]) for stage in kept] == [24 if layer is None or s < layer else 0 for s in range(4)]
+def test_neighbouring_spans_are_images_of_their_own() -> None:
+    model, ids = tiny.llama(), torch.randint(2, 90, (1, 34), generator=torch.Generator().manual_seed(1))
+    with sieve(model, Notes(), spans=[(4, 10), (14, 10), (24, 4)]) as run:
+        model(ids)
+        assert run.state["images"][0].tolist() == [-1] * 4 + [0] * 10 + [1] * 10 + [2] * 4 + [-1] * 6
+        assert [len(image) for image in run.kept[0][0]] == [10, 10, 4]
 
 
-@torch.no_grad()
-def test_recycled_tokens_follow_the_kept_ones() -> None:
-    """One prompt by hand: the short sequence through the layers that are left, with the mean of the dropped tokens after the kept ones."""
-    model, ids = tiny.llama("eager"), torch.randint(2, 90, (1, 34), generator=torch.Generator().manual_seed(1))
-    with sieve(model, Recycling(), spans=IMAGE) as run:
-        logits, columns = model(ids).logits, run.output_columns[0].tolist()
-    states = model(ids, output_hidden_states=True, output_attentions=True)
-    embedded, hidden, weights = states.hidden_states[0][0], states.hidden_states[2][0], states.attentions[1][0].mean(0)
-    text = [*range(4), *range(28, 34)]
-    rater = text[int((embedded[text] @ embedded[4:28].mean(0)).argmax())]
-    best = (4 + weights[rater, 4:28].topk(7)[1]).tolist()
-    assert columns == [0, 1, 2, 3, *best, *range(28, 34)]
-    gone = [c for c in range(4, 28) if c not in best]
-    sequence = torch.cat([hidden[:4], hidden[best[:6]], hidden[gone].mean(0, keepdim=True), hidden[28:]])[None]
-    bias = torch.full((17, 17), torch.finfo(torch.float32).min).triu(1)[None, None]
-    rope = model.model.rotary_emb(sequence, torch.arange(17)[None])
-    for layer in model.model.layers[2:]:
-        sequence = layer(sequence, attention_mask=bias, position_embeddings=rope)
-    torch.testing.assert_close(logits, model.lm_head(model.model.norm(sequence)), rtol=1e-4, atol=2e-5)
+def test_stages_that_cannot_be_are_refused() -> None:
+    class Odd(Pivots):
+        given: tuple[Any, ...] = ()
+
+        @property
+        def stages(self) -> tuple[Stage, ...]:
+            return self.given
+
+    for stages, rule in (
+        ((Stage(2, 1), Stage(2, 2)), "layers of stages must increase"),
+        ((Stage(2, 1), Stage(4, 1)), r"source must be None or a layer in \[2, 4\]"),
+        ((Stage(2, 3),), r"source must be None or a layer in \[0, 2\]"),
+        ((Stage(1, until=3), Stage(2)), "must not begin before the tokens of the stage before are back"),
+        ((Stage(1, until=9),), r"until must be None or a layer in \[2, 4\]"),
+        ((Stage(1, 0, rows="first"),), "rows must be 'last' or 'all'"),
+        ((Stage(7),), r"drops before layers \[7\]"),
+    ):
+        Odd.given = stages
+        with pytest.raises(ValueError, match=rf"tokensieve.sieve: Odd:? .*{rule}"):
+            sieve(tiny.llama(), Odd(), spans=IMAGE)
+
+    class Unread(DecoderMethod):
+        stages = (Stage(2),)
+
+    with pytest.raises(ValueError, match="a method without select ranks by attention after RoPE"):
+        sieve(tiny.llama(), Unread(), spans=IMAGE)
+    with pytest.raises(ValueError, match=r"Layers reads encoder layers \[9\], the encoder has layers 0..3"):
+        sieve(tiny.llava(), Layers(read=(9,)))

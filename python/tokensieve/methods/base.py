@@ -63,12 +63,13 @@ class DecoderMethod(Method):
         """Image tokens left after a stage, of n_full in the prompt; None: `select` decides, which costs one host read a stage."""
         return None
 
-    def select(self, view: StageView) -> Tensor:
+    def select(self, view: StageView) -> Tensor | None:
         """The image tokens that stay.
 
         Returns:
-            (B, K) int64, positions in 0..N-1, -1 = nothing (anywhere in a row); K is a host value, such as max(view.images). By default
-            the best of `view.scores`; the driver does that in one fused op, so it never calls this default.
+            (B, K) int64, positions in 0..N-1, -1 = nothing (anywhere in a row); K is a host value, such as max(view.images). A row holds
+            as many of `view.image_mask` as `keep_count` says. None: all stay. By default the best of `view.scores`; the driver does that
+            in one fused op, so it never calls this default.
         """
         return view.topk(view.scores(self.normalize))
 
@@ -111,11 +112,12 @@ class EncoderMethod(Method):
         """Tokens kept of one row with so many candidates; None: `select` decides, which costs one host read a prompt."""
         return None
 
-    def select(self, view: ImageView) -> Tensor:
+    def select(self, view: ImageView) -> Tensor | None:
         """The patches that stay.
 
         Returns:
-            (R, T) int64, positions in 0..N-1, -1 = nothing (anywhere in a row). Patches that do not reach the language model are lost.
+            (R, T) int64, positions in 0..N-1, -1 = nothing (anywhere in a row). A row holds as many of `view.candidates` as `keep_count`
+            says; without it, patches that do not reach the language model are lost. None: all stay, as None for every view of a prompt.
         """
         raise NotImplementedError
 

@@ -37,6 +37,7 @@ class ImageView:
     side: tuple[int, int] = (0, 0)  # (rows, columns) of patches in a crop
     image_size: tuple[int, int] | None = None  # (width, height) of the original in pixels; any resolution only
     project: Callable[[Tensor], Tensor] | None = None  # the model's projector, (..., C) -> (..., C')
+    state: dict[str, Any] = field(default_factory=dict)  # the method's own, in all views of one prompt; `run.state` gives it
 
     def topk(self, scores: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """The best patches of each row that compete: (R, max(counts)) ascending, -1 padded; counts are `self.counts` where None."""
@@ -65,7 +66,7 @@ class StageView:
     query: Tensor | None = None  # (B, H, L, D) ranking rows (L = 1, or the answers' in training), or all N rows
     key: Tensor | None = None  # (B, Hkv, M, D); without RoPE (B, Hkv, N, D), the call's own
     query_positions: Tensor | None = None  # (B, L) int64, last key that each row sees, -1 = unused; None = each sees all
-    state: dict[str, Any] = field(default_factory=dict)  # the method's own, from stage to stage of one call
+    state: dict[str, Any] = field(default_factory=dict)  # the method's own, from stage to stage of one call; `run.state` gives it
     runs: list[list[tuple[int, int]]] = field(default_factory=list)  # (start, length) of each image in the call's input
     side: tuple[int, int] | None = None  # (rows, columns) of patches in an image; None where not known
     norm: Callable[[Tensor], Tensor] | None = None  # the decoder's final norm

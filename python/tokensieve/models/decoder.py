@@ -15,10 +15,10 @@ from ..methods.base import DecoderMethod, EncoderMethod, Method, Stage
 from ..methods.views import StageView
 from .call import Call, Record
 from .capture import listen
-from .drop import AllRows, Dropped, Rows, drop, drop_marked, project, put_back, rank_held, reordered, shown
+from .drop import AllRows, Dropped, Rows, counted, drop, drop_marked, project, put_back, rank_held, reordered, shown
 from .held import CacheState, Held, mask_of
 from .images import ImageSource
-from .layout import Chunk, Prompt, read_chunk
+from .layout import Chunk, Prompt, Run, read_chunk
 from .points import points_of
 from .report import Timer
 from .support import Parts
@@ -47,6 +47,7 @@ class DecoderSieve:
         self.records: list[Record] = []
         self.chunks: list[Chunk] = []
         self.positions: list[Tensor] = []  # of each group, in the last call of any kind
+        self.state: dict[str, Any] = {}  # the method's own
         self.output: Chunk | None = None  # of the last call with more than one token
 
     def hooks(self) -> list[Any]:
@@ -132,7 +133,7 @@ class DecoderSieve:
         if call.first.labels is not None:
             self.labels = call.chunks[-1].labels
         if call.drops:
-            self.prompt, self.chunks = call.prompt, call.chunks
+            self.prompt, self.chunks, self.state = call.prompt, call.chunks, call.scratch
 
     def _before_layer(self, index: int, _module: Any, args: Any, kwargs: Any) -> Any:
         """Before each layer: drops tokens where a stage begins, and hands in this group's mask and positions."""
@@ -193,7 +194,7 @@ class DecoderSieve:
         if sum(chunk.left) == 0:
             return hidden
         if isinstance(self.method, EncoderMethod):
-            after = self._drop_encoded(chunk, hidden)
+            after = self._drop_encoded(call, hidden)
         elif self.selects:
             after = self._drop_selected(call, stage, hidden, kwargs)
         else:
@@ -207,11 +208,12 @@ class DecoderSieve:
         self.records.append(Record(stage, after[2]))
         return after[0]
 
-    def _drop_encoded(self, chunk: Chunk, hidden: Tensor) -> Dropped | None:
+    def _drop_encoded(self, call: Call, hidden: Tensor) -> Dropped | None:
         """An encoder method's tokens leave."""
         assert self.vision is not None
+        chunk = call.chunk
         self.timer.start(hidden.device)
-        choice = self.vision.choose(chunk.image_tokens(), chunk.images, hidden)
+        choice = self.vision.choose(chunk.image_tokens(), chunk.images, hidden, call.scratch)
         if choice.keep == chunk.images and choice.source is None and choice.hidden is None:
             return None
         hidden = hidden if choice.hidden is None else choice.hidden
@@ -258,16 +260,17 @@ class DecoderSieve:
         view = self._view(call, stage, hidden, kwargs, keep)
         with torch.no_grad():
             index = method.select(view)
-            if keep is None:
-                keep = (index >= 0).sum(1).tolist()  # the data decided: one host read a stage
+            if index is None:
+                return None
+            marks = shown(index, chunk.size) & view.image_mask
+            keep = counted(method, marks, keep)
         new = method.replace(view, index)
         if new is not None:
             hidden = put_back(hidden, index, new)
         if keep == chunk.left and new is None and not method.ordered:
             return None
         source = reordered(index, chunk.size) if method.ordered else None
-        options: Any = {"source": source, "renumber": self.renumber, "masking": method.masking}
-        return drop_marked(hidden, chunk, shown(index, chunk.size), keep, **options)
+        return drop_marked(hidden, chunk, marks, keep, source=source, renumber=self.renumber, masking=method.masking)
 
     def _rows(self, call: Call, stage: Stage) -> Rows | AllRows:
         """The rows that a stage reads."""
@@ -314,9 +317,6 @@ class DecoderSieve:
         visible = None
         if chunk.valid is not None or held.valid is not None:
             visible = torch.cat([held.visible(chunk), mask_of(chunk)], 1)
-        runs = call.prompt.runs
-        if self.vision is not None and self.images.given is None and self.images.spans is None:
-            runs = self.vision.split_runs(runs)
         return StageView(
             stage=number,
             hidden=hidden,
@@ -334,11 +334,19 @@ class DecoderSieve:
             key=key,
             query_positions=None if key is None else rows.positions(key.shape[2] - chunk.size),
             state=call.scratch,
-            runs=runs,
+            runs=self.image_runs(call.prompt),
             side=None if self.vision is None or self.parts.anyres else side(self.parts),
             norm=self.parts.decoder.norm,
             embeddings=call.embeddings,
         )
+
+    def image_runs(self, prompt: Prompt) -> list[list[Run]]:
+        """(start, length) of every image of every sample; neighbours are told apart where their sizes are known."""
+        if self.images.spans is not None:
+            return self.images.split_runs(prompt)
+        if self.vision is None or self.images.given is not None:
+            return prompt.runs
+        return self.vision.split_runs(prompt.runs)
 
     def _bring_back(self, call: Call, stage: int, hidden: Tensor) -> Tensor:
         """Tokens that skipped layers return to their places."""

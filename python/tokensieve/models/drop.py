@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import ops
 from ..methods.base import DecoderMethod
 from ..methods.step import IGNORE, answer_rows, prune_ragged, prune_span, select_sequence
+from ..ops import _debug
 from .held import Held, mask_of
 from .layout import Chunk, read_chunk
 
@@ -171,6 +172,23 @@ def drop_marked(
     after = _shorter(chunk, index, dict(zip(extra, tensors[1:])), keep, totals, False)
     assert after.origin is not None
     return tensors[0], after, after.origin, index
+
+
+def counted(method: object, marks: Tensor, promised: list[int] | None, noun: str = "samples") -> list[int]:
+    """How many tokens are marked of each row of (B, S) marks: what `keep_count` promised, or read from them, one host read.
+
+    Raises:
+        ValueError: they are not what was promised. Looked at on the CPU, where it costs nothing, and under `debug_checks`.
+    """
+    if promised is not None and marks.device.type != "cpu" and not _debug.enabled:
+        return promised
+    found: list[int] = marks.sum(1).tolist()
+    if promised is not None and found != promised:
+        name = type(method).__name__
+        raise ValueError(
+            f"tokensieve.sieve: {name}.select must keep the {promised} image tokens of its {noun} that keep_count says, got {found}"
+        )
+    return found
 
 
 def put_back(before: Tensor, index: Tensor, rows: Tensor) -> Tensor:

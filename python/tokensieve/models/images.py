@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .layout import Prompt, Run, split_at
 from .support import Parts
 
 Span = tuple[int, int]  # (start, length)
@@ -61,6 +62,13 @@ class ImageSource:
 
     def _after(self, _module: Any, _args: Any, _output: Any) -> None:
         self.pending = None
+
+    def split_runs(self, prompt: Prompt) -> list[list[Run]]:
+        """The runs of a prompt's image tokens, cut where one of the caller's spans ends and the next begins."""
+        assert self.spans is not None
+        repeats = len(prompt.runs) // len(self.spans)
+        moved = [[(start - prompt.seen, n) for start, n in sample] for sample in self.spans for _ in range(repeats)]
+        return [split_at(runs, spans) for runs, spans in zip(prompt.runs, moved)]
 
     def mask(self, batch: int, start: int, size: int, device: torch.device) -> Tensor | None:
         """(B, S) bool of the incoming columns [start, start + size), or None where none of them is an image token."""

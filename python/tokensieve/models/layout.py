@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -94,6 +95,21 @@ def runs_of(row: list[int]) -> list[Run]:
     """
     edges = [i for i, (a, b) in enumerate(zip([0, *row], [*row, 0])) if a != b]
     return [(start, end - start) for start, end in zip(edges[::2], edges[1::2])]
+
+
+def split_at(runs: list[Run], spans: list[Run]) -> list[Run]:
+    """Runs of ones, cut where one span ends and the next begins.
+
+    Example:
+        >>> split_at([(1, 5), (8, 2)], [(1, 2), (3, 3), (8, 2)])
+        [(1, 2), (3, 3), (8, 2)]
+    """
+    cuts = {start for start, _ in spans}
+    result = []
+    for start, n in runs:
+        edges = [start, *sorted(cut for cut in cuts if start < cut < start + n), start + n]
+        result += [(a, b - a) for a, b in pairwise(edges)]
+    return result
 
 
 def read_chunk(positions: Tensor, image_mask: Tensor | None, valid: Tensor | None, labels: Tensor | None) -> tuple[Chunk, Prompt]:

@@ -144,7 +144,7 @@ class SieveRun:
     def kept(self) -> list[list[list[Tensor]]]:
         """kept[stage][sample][image]: int64 patch positions, counted within the image as the prompt packs it, ascending."""
         decoder, result = self._decoder, []
-        images = self._image_runs()
+        images = decoder.image_runs(decoder.prompt)
         columns = {record.stage: record.columns.cpu() for record in decoder.records}
         everything = torch.arange(max((s + n for sample in images for s, n in sample), default=0)).expand(len(images), -1)
         current = everything
@@ -155,12 +155,10 @@ class SieveRun:
             )
         return result
 
-    def _image_runs(self) -> list[list[tuple[int, int]]]:
-        """(start, length) of every image of every sample; neighbours without text between them are told apart by the encoder's lengths."""
-        runs = self._decoder.prompt.runs
-        if self._vision is None or self._images.given is not None or self._images.spans is not None:
-            return runs
-        return self._vision.split_runs(runs)
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the method noted down in `view.state` during the last prompt with image tokens."""
+        return self._decoder.state
 
     @property
     def report(self) -> Report:
@@ -217,7 +215,7 @@ class SieveRun:
         side = config.vision_config.image_size // config.vision_config.patch_size
         if not self._parts.anyres:
             return (side, side), kept[kept < side * side]
-        number = sum(len(images) for images in self._image_runs()[:sample]) + image_index
+        number = sum(len(images) for images in self._decoder.image_runs(self._decoder.prompt)[:sample]) + image_index
         ids = self._vision.packed[number % len(self._vision.packed)][side * side :]
         lines = runs_of((ids >= 0).int().tolist())
         if not lines:

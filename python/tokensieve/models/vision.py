@@ -14,7 +14,9 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 from ..methods.base import EncoderMethod
 from ..methods.step import to_device
 from ..methods.views import Attention, ImageView
+from ..ops import _debug
 from .capture import listen
+from .drop import counted
 from .layout import Run
 from .support import Parts
 
@@ -43,6 +45,7 @@ class VisionSieve:
         self.sizes: list[tuple[int, int]] = []  # any resolution: (width, height) of each image
         self.images = 0  # of the last vision call
         self._original_pack: Any = None
+        self.state: dict[str, Any] = {}
         self.layers: tuple[int, ...] = ()
         self.places = False  # whether places in the prompt matter: the method reads or writes what is there
         if isinstance(method, EncoderMethod):
@@ -121,12 +124,14 @@ class VisionSieve:
             result.append(split)
         return result
 
-    def choose(self, image_mask: Tensor, counts: list[int], hidden: Tensor) -> Choice:
+    def choose(self, image_mask: Tensor, counts: list[int], hidden: Tensor, state: dict[str, Any]) -> Choice:
         """What the encoder method keeps.
 
         Args:
             image_mask: (B, S) bool, image tokens; counts: how many each sample has; hidden: (B, S, C) what enters the decoder.
+            state: the method's own, in every view of the prompt.
         """
+        self.state = state
         if self.images == 0:
             raise ValueError(f"tokensieve.sieve: {type(self.method).__name__} needs the images: pass pixel_values, got a prompt without")
         lengths = self.image_lengths() if self.parts.anyres else self.image_lengths() * self.images
@@ -156,17 +161,17 @@ class VisionSieve:
 
     def _kept(self, flags: Tensor, lengths: list[int]) -> list[int]:
         """Tokens kept of each image."""
-        rows = self._row_counts()
-        if rows is None:
-            return torch.stack([part.sum() for part in flags.split(lengths)]).tolist()  # the data decided: one host read a prompt
-        if not self.parts.anyres or self.method.scope == "stream":
-            return rows
-        kept, first = [], 0
-        for ids, n in zip(self.packed, self.crops):
-            newlines = int((ids < 0).sum()) if self.method.keep_newlines else 0
-            kept.append(sum(rows[first : first + n]) + newlines)
-            first += n
-        return kept
+        promised = self._row_counts()
+        if promised is not None and self.parts.anyres and self.method.scope != "stream":
+            rows, promised, first = promised, [], 0
+            for ids, n in zip(self.packed, self.crops):
+                newlines = int((ids < 0).sum()) if self.method.keep_newlines else 0
+                promised.append(sum(rows[first : first + n]) + newlines)
+                first += n
+        if promised is not None and flags.device.type != "cpu" and not _debug.enabled:
+            return promised
+        marks = torch.nn.utils.rnn.pad_sequence(list(flags.split(lengths)), batch_first=True)
+        return counted(self.method, marks, promised, "images")
 
     def _row_counts(self) -> list[int] | None:
         """`keep_count` of every row."""
@@ -208,6 +213,8 @@ class VisionSieve:
         for image, n in enumerate(sizes):
             view = self._view(slice(first, first + n), candidates, rows, image if by_image and self.parts.anyres else None)
             index, new = _ask(self.method, view)
+            if index is None:
+                return torch.ones_like(where, dtype=torch.bool), None, None
             flags.append(_mark(index, N))
             rank.append(_rank(index, N))
             made.append(_spread(new, index, N))
@@ -240,8 +247,10 @@ class VisionSieve:
             n = len(list(group))
             part = tokens[first : first + n * length].view(n, length, -1)
             count = self.method.keep_count(length)
-            view = ImageView(projected=part, counts=None if count is None else [count] * n, side=side(self.parts))
+            view = ImageView(projected=part, counts=None if count is None else [count] * n, side=side(self.parts), state=self.state)
             index, new = _ask(self.method, view)
+            if index is None:
+                return torch.ones_like(place, dtype=torch.bool), None, None
             flags.append(_mark(index, length).flatten())
             rank.append(_rank(index, length).flatten())
             spread = _spread(new, index, length)
@@ -275,13 +284,15 @@ class VisionSieve:
             side=side(self.parts),
             image_size=None if image is None else self.sizes[image],
             project=self.parts.multimodal.multi_modal_projector.forward,
+            state=self.state,
         )
 
 
-def _ask(method: EncoderMethod, view: ImageView) -> tuple[Tensor, Tensor | None]:
+def _ask(method: EncoderMethod, view: ImageView) -> tuple[Any, Tensor | None]:
+    """The patches that stay, None = all, and what they become."""
     with torch.no_grad():
         index = method.select(view)
-    return index, method.replace(view, index)
+    return index, None if index is None else method.replace(view, index)
 
 
 def _mark(index: Tensor, N: int) -> Tensor:
