@@ -18,7 +18,7 @@ from ..harness import Case, Inputs, Settings
 CLIP, N = cases.CLIP, cases.CLIP.R
 
 
-def _row(name: str, what: str, parts: int, layers: int, k: int, make: Callable[[int], Inputs], fns: dict[str, Any], check: Any) -> Case:
+def row_of(name: str, what: str, parts: int, layers: int, k: int, make: Callable[[int], Inputs], fns: dict[str, Any], check: Any) -> Case:
     """A step on `layers` CLIP layers of `parts` images or crops that keeps k tokens in all."""
     return Case(
         op=name,
@@ -34,7 +34,7 @@ def _row(name: str, what: str, parts: int, layers: int, k: int, make: Callable[[
     )
 
 
-def _inputs(device: str, parts: int, layers: int) -> Callable[[int], Inputs]:
+def inputs_of(device: str, parts: int, layers: int) -> Callable[[int], Inputs]:
     """seed -> all queries and all keys of each layer, features."""
 
     def make(seed: int) -> Inputs:
@@ -44,7 +44,7 @@ def _inputs(device: str, parts: int, layers: int) -> Callable[[int], Inputs]:
     return make
 
 
-def _truth(query: Tensor, key: Tensor) -> Tensor:
+def true_scores(query: Tensor, key: Tensor) -> Tensor:
     return reference.attention_scores(query[:, :, :1], key, key_range=CLIP.image)[0]
 
 
@@ -52,7 +52,7 @@ def _smart(query: Tensor, key: Tensor) -> Tensor:
     return peers.few_row_scores(query[:, :, :1], key, CLIP.image)
 
 
-def _map(query: Tensor, key: Tensor) -> Tensor:
+def map_scores(query: Tensor, key: Tensor) -> Tensor:
     return peers.map_scores(query, key, CLIP.image, 0, causal=False)
 
 
@@ -71,11 +71,11 @@ def _fastervlm(settings: Settings) -> Case:
 
     def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
         slack = checks.score_tolerance(torch.float32, is_ours)
-        want = _truth(inputs[0][0], inputs[1][0])
+        want = true_scores(inputs[0][0], inputs[1][0])
         return checks.best(want, output[1], (0, N), k, slack) or checks.copies([inputs[2]], output[1], [output[0]])
 
     fns = {"ours": ours, "smart eager": smart, "eager code": eager}
-    return _row("FasterVLM", f"5 crops, {N} keep {k}", 5, 1, 5 * k, _inputs(settings.device, 5, 1), fns, check)
+    return row_of("FasterVLM", f"5 crops, {N} keep {k}", 5, 1, 5 * k, inputs_of(settings.device, 5, 1), fns, check)
 
 
 def _vtc_cls(settings: Settings) -> Case:
@@ -90,16 +90,16 @@ def _vtc_cls(settings: Settings) -> Case:
         return peers.rows(features, index), index
 
     def eager(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, ...]:
-        index = sum(map(_map, queries, keys)).topk(k).indices.sort().values  # type: ignore[union-attr]
+        index = sum(map(map_scores, queries, keys)).topk(k).indices.sort().values  # type: ignore[union-attr]
         return peers.rows(features, index), index
 
     def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
-        want = torch.stack([_truth(q, key) for q, key in zip(inputs[0], inputs[1])]).sum(0)
+        want = torch.stack([true_scores(q, key) for q, key in zip(inputs[0], inputs[1])]).sum(0)
         slack = checks.score_tolerance(torch.float32, is_ours)
         return checks.best(want, output[1], (0, N), k, slack) or checks.copies([inputs[2]], output[1], [output[0]])
 
     fns = {"ours": ours, "smart eager": smart, "eager code": eager}
-    return _row("VTCCLS", f"{layers} layers, {N} keep {k}", 1, layers, k, _inputs(settings.device, 1, layers), fns, check)
+    return row_of("VTCCLS", f"{layers} layers, {N} keep {k}", 1, layers, k, inputs_of(settings.device, 1, layers), fns, check)
 
 
 def _hired(settings: Settings) -> Case:
@@ -124,12 +124,12 @@ def _hired(settings: Settings) -> Case:
         return first, by_part(first, CLIP.H * _smart(queries[1], keys[1]))
 
     def eager(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
-        first = CLIP.H * _map(queries[0], keys[0])[:1]
-        return first, by_part(first, CLIP.H * _map(queries[1], keys[1]))
+        first = CLIP.H * map_scores(queries[0], keys[0])[:1]
+        return first, by_part(first, CLIP.H * map_scores(queries[1], keys[1]))
 
     def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
-        late, slack = _truth(inputs[0][1], inputs[1][1]), checks.score_tolerance(torch.float32, is_ours)
-        if problem := checks.near(output[0] / CLIP.H, _truth(inputs[0][0][:1], inputs[1][0][:1]), slack):
+        late, slack = true_scores(inputs[0][1], inputs[1][1]), checks.score_tolerance(torch.float32, is_ours)
+        if problem := checks.near(output[0] / CLIP.H, true_scores(inputs[0][0][:1], inputs[1][0][:1]), slack):
             return problem
         want = by_part(output[0], late)
         for p in range(parts):
@@ -139,7 +139,7 @@ def _hired(settings: Settings) -> Case:
         return checks.equal(output[1] >= 0, want >= 0)
 
     fns = {"ours": ours, "smart eager": smart, "eager code": eager}
-    return _row("HiRED", f"5 crops, keep {full + rest} of {parts * N}", parts, 2, 0, _inputs(settings.device, parts, 2), fns, check)
+    return row_of("HiRED", f"5 crops, keep {full + rest} of {parts * N}", parts, 2, 0, inputs_of(settings.device, parts, 2), fns, check)
 
 
 def _damro(settings: Settings) -> Case:
@@ -162,7 +162,7 @@ def _damro(settings: Settings) -> Case:
         return checks.best(want, output[1], (0, N), method.tokens, slack) or checks.copies([inputs[2]], output[1], [output[0]])
 
     case = f"5 crops, {method.tokens} of {N}, one head of {CLIP.C}"
-    return _row("DAMRO", case, 5, 1, 5 * method.tokens, _inputs(settings.device, 5, 1), {"ours": ours, "eager code": eager}, check)
+    return row_of("DAMRO", case, 5, 1, 5 * method.tokens, inputs_of(settings.device, 5, 1), {"ours": ours, "eager code": eager}, check)
 
 
 def _fopru(settings: Settings) -> Case:
@@ -185,7 +185,7 @@ def _fopru(settings: Settings) -> Case:
         return checks.best(want, output[1], (0, N), k, slack) or checks.copies([inputs[2]], output[1], [output[0]])
 
     fns = {"ours": ours, "eager code": eager}
-    case = _row("FoPru", f"all rows, {N} keep {k}", 1, 1, k, _inputs(settings.device, 1, 1), fns, check)
+    case = row_of("FoPru", f"all rows, {N} keep {k}", 1, 1, k, inputs_of(settings.device, 1, 1), fns, check)
     return replace(case, flops=2 * CLIP.H * CLIP.N * CLIP.N * CLIP.D)
 
 
@@ -226,7 +226,7 @@ def _globalcom2(settings: Settings) -> Case:
         return f"{differ} positions differ" if differ > (0 if is_ours else 8) else None  # a rounded score may swap two neighbours
 
     fns = {"ours": ours, "eager code": eager}
-    return _row("GlobalCom2", f"5 crops, {N} keep {method.ratio:.0%}", parts, 1, 0, _inputs(settings.device, parts, 1), fns, check)
+    return row_of("GlobalCom2", f"5 crops, {N} keep {method.ratio:.0%}", parts, 1, 0, inputs_of(settings.device, parts, 1), fns, check)
 
 
 def _vispruner(settings: Settings) -> Case:
@@ -237,7 +237,7 @@ def _vispruner(settings: Settings) -> Case:
         return vispruner.keep_patches(queries[0][:, :, :1], keys[0], features, method)[:2]
 
     def eager(queries: list[Tensor], keys: list[Tensor], features: Tensor) -> tuple[Tensor, ...]:
-        order = _map(queries[0], keys[0])[0].argsort(descending=True)
+        order = map_scores(queries[0], keys[0])[0].argsort(descending=True)
         unit, rest = features[0] / features[0].norm(dim=-1, keepdim=True), order[important:]
         while len(rest) > diverse:
             drop = min(8, len(rest) - diverse)
@@ -250,7 +250,7 @@ def _vispruner(settings: Settings) -> Case:
     def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
         """The rounds hang on the last bit of a score, so sets differ: the attention part is compared, and how alike the diverse part is."""
         exact = eager([q.double() for q in inputs[0]], [k.double() for k in inputs[1]], inputs[2].double())[1]
-        top = set(_truth(inputs[0][0], inputs[1][0])[0].topk(important).indices.tolist())
+        top = set(true_scores(inputs[0][0], inputs[1][0])[0].topk(important).indices.tolist())
         alike = []
         for index in (exact, output[1]):
             if len(top & set(index[0].tolist())) < important - 1 or len(set(index[0].tolist())) != method.tokens:
@@ -262,7 +262,7 @@ def _vispruner(settings: Settings) -> Case:
         return checks.copies([inputs[2]], output[1], [output[0]])
 
     fns = {"ours": ours, "eager code": eager}
-    return _row("VisPruner", f"{N} keep {method.tokens}", 1, 1, method.tokens, _inputs(settings.device, 1, 1), fns, check)
+    return row_of("VisPruner", f"{N} keep {method.tokens}", 1, 1, method.tokens, inputs_of(settings.device, 1, 1), fns, check)
 
 
 def _divprune(settings: Settings) -> Case:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from tokensieve import methods
-from tokensieve.methods import ademvl, mirage
+from tokensieve.methods import ademvl, mirage, slime
 from torch import Tensor
 
 from .. import cases, checks
@@ -79,4 +79,40 @@ def _ademvl(settings: Settings) -> Case:
     )
 
 
-STEPS = {"MIRAGE": _mirage, "ADEMVL": _ademvl}
+def _slime(settings: Settings) -> Case:
+    method, N, L, C = methods.SliME(), 576, 64, 4096
+
+    def inputs(seed: int) -> Inputs:
+        return tuple(cases.randn(seed + i, 1, rows, C, device=settings.device) for i, rows in enumerate((N, L)))
+
+    def ours(tokens: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return slime.keep_relevant(tokens, text, method)
+
+    def eager(tokens: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        similarity = torch.cosine_similarity(tokens[0][:, None], text[0][None], dim=-1).mean(1)
+        p, order = torch.softmax(similarity / method.temperature, 0).sort(descending=True)
+        index = order[: int((p.cumsum(0) <= method.top_p).sum()) + 1].sort().values
+        return tokens[:, index], index[None], torch.tensor([len(index)])
+
+    def check(inputs: Inputs, output: Any, is_ours: bool) -> str | None:
+        want = eager(*(x.double() for x in inputs))[1]
+        n = int(output[2])
+        if abs(n - want.shape[1]) > 1 or len(set(want[0].tolist()) & set(output[1][0, :n].tolist())) < n - 2:  # equal at the cut
+            return f"{n} tokens are kept, want {want.shape[1]}"
+        return checks.copies([inputs[0]], output[1], [output[0]])
+
+    return Case(
+        op="SliME",
+        case=f"{N} tokens, {L} text tokens x {C}, top-p {method.top_p}",
+        dtype="f32",
+        inputs=inputs,
+        ours=ours,
+        peers={"eager code": eager},
+        check=check,
+        bytes=4 * C * (3 * N + L),
+        flops=2 * N * C,
+        quick=True,
+    )
+
+
+STEPS = {"MIRAGE": _mirage, "ADEMVL": _ademvl, "SliME": _slime}

@@ -1,4 +1,4 @@
-"""MIRAGE and ADEM-VL against slow references."""
+"""SliME, MIRAGE and ADEM-VL against slow references."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from reference import encoder as reference
-from tokensieve.methods import ADEMVL, MIRAGE, ademvl, mirage
+from tokensieve.methods import ADEMVL, MIRAGE, SliME, ademvl, mirage, slime
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -68,6 +68,33 @@ def test_ademvl_ties_stay_and_edges(device: str) -> None:
     assert [ADEMVL(drop=0.05).dropped(17), ADEMVL().dropped(320)] == [0, 32]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("method", [SliME(), SliME(0.5, 0.2), SliME(0.1, 0.05), SliME(1.0), SliME(0.8, 5.0)])
+def test_slime_against_the_reference(device: str, dtype: torch.dtype, masked: bool, method: SliME) -> None:
+    torch.manual_seed(2)
+    tokens, text = torch.randn(2, 30, 16).to(device, dtype), torch.randn(2, 7, 16).to(device, dtype)
+    mask = torch.tensor([[True] * 4 + [False] * 3, [True] * 7], device=device) if masked else None
+    out, index, counts = slime.keep_relevant(tokens, text, method, mask)
+    assert index.shape == (2, 30)
+    for b in range(2):
+        real = None if mask is None else mask[b].tolist()
+        want = reference.slime(tokens[b].cpu(), text[b].cpu(), real, method.top_p, method.temperature)
+        n = int(counts[b])
+        assert index[b].tolist() == want + [-1] * (30 - n)
+        assert torch.equal(out[b, :n], tokens[b, want])
+        assert not bool(out[b, n:].any())
+
+
+def test_slime_edges(device: str) -> None:
+    flat = torch.zeros(1, 8, device=device)
+    assert slime.select(flat, SliME(top_p=0.5))[0].tolist() == [[0, 1, 2, 3, 4, -1, -1, -1]]  # 4/8 holds 0.5, and one more
+    assert slime.select(flat, SliME(top_p=1.0))[1].tolist() == [8]
+    peak = flat.clone()
+    peak[0, 5] = 100.0
+    assert slime.select(peak, SliME(top_p=0.5))[0][0, :2].tolist() == [5, -1]
+
+
 @pytest.mark.parametrize(
     ("make", "error", "rule"),
     [
@@ -75,6 +102,9 @@ def test_ademvl_ties_stay_and_edges(device: str) -> None:
         (lambda: MIRAGE(top_k=1.5), TypeError, "MIRAGE: top_k must be an int, got 1.5"),
         (lambda: MIRAGE(threshold="a"), TypeError, "MIRAGE: threshold must be a number, got 'a'"),
         (lambda: ADEMVL(drop=1.0), ValueError, r"ADEMVL: drop must be in \[0, 1\), got 1.0"),
+        (lambda: SliME(top_p=0), ValueError, r"SliME: top_p must be in \(0, 1\], got 0"),
+        (lambda: SliME(temperature=0.0), ValueError, "SliME: temperature must be positive, got 0.0"),
+        (lambda: SliME(top_p=None), TypeError, "SliME: top_p must be a number, got None"),
         (lambda: ADEMVL(weight="a"), TypeError, "ADEMVL: weight must be a number, got 'a'"),
     ],
 )

@@ -13,6 +13,7 @@ from .hired import HiRED
 from .mirage import MIRAGE
 from .pyramiddrop import PyramidDrop
 from .registry import METHODS, available, get_method
+from .slime import SliME
 from .tsllava import TSLLaVA
 from .vispruner import VisPruner
 from .vtc_cls import VTCCLS
@@ -35,6 +36,7 @@ __all__ = [
     "Method",
     "PSigmoid",
     "PyramidDrop",
+    "SliME",
     "Stage",
     "TSLLaVA",
     "TensorMethod",

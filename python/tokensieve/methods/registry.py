@@ -16,6 +16,7 @@ from .gsearch import GSearch, PSigmoid
 from .hired import HiRED
 from .mirage import MIRAGE
 from .pyramiddrop import PyramidDrop
+from .slime import SliME
 from .tsllava import TSLLaVA
 from .vispruner import VisPruner
 from .vtc_cls import VTCCLS
@@ -36,6 +37,7 @@ _ALL: tuple[type[Method], ...] = (
     ADEMVL,
     DivPrune,
     VisPruner,
+    SliME,
 )
 METHODS: dict[str, type[Method]] = {method.__name__: method for method in _ALL}
 
