@@ -141,6 +141,15 @@ def select_topk(
     return index.to(scores.device)
 
 
+def complement_index(index: Tensor, N: int, capacity: int) -> Tensor:
+    """(B, capacity) int64: the set difference, ascending, -1 behind it."""
+    out = torch.full((index.shape[0], capacity), -1, dtype=torch.int64)
+    for b, row in enumerate(index.tolist()):
+        rest = sorted(set(range(N)) - set(row))
+        out[b, : len(rest)] = torch.tensor(rest, dtype=torch.int64)
+    return out.to(index.device)
+
+
 def gather_tokens(tensors: Sequence[Tensor], index: Tensor) -> tuple[Tensor, ...]:
     """(B, K, ...) of every tensor, differentiable; -1 gives zeros."""
     rows = torch.arange(index.shape[0], device=index.device)[:, None]

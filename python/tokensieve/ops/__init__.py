@@ -3,6 +3,7 @@
 from .. import _load  # noqa: F401  (registers the C++ ops that the modules below look up)
 from ._debug import debug_checks
 from .budget import allocate_budget
+from .complement import complement_index
 from .diverse import select_diverse
 from .gather import gather_tokens, gather_tokens_out
 from .pack import Packed, pack_tokens, unpack_tokens
@@ -19,6 +20,7 @@ __all__ = [
     "Selection",
     "allocate_budget",
     "attention_scores",
+    "complement_index",
     "cosine_match",
     "cosine_scores",
     "debug_checks",
