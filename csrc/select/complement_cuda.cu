@@ -9,7 +9,8 @@ Status complement_cuda(const ComplementParams& params, const ComplementPlan& pla
   if (params.N >= kLimit || params.B >= kLimit) return Status::error("complement_index: B and N must be below 2^31 - 8192");
   if (plan.smem_bytes == 0 && plan.workspace_bytes > 0 && params.workspace == nullptr) return Status::error("workspace is missing");
   return simt::launch(select::complement_kernel, dim3(static_cast<unsigned>(params.B)), dim3(static_cast<unsigned>(plan.threads)),
-                      static_cast<size_t>(plan.smem_bytes), stream, params, static_cast<int>((params.N + 31) / 32), plan.workspace_bytes == 0);
+                      static_cast<size_t>(plan.smem_bytes), stream, params, static_cast<int>((params.N + 31) / 32),
+                      plan.workspace_bytes == 0);
 }
 
 }  // namespace tokensieve
