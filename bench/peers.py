@@ -105,3 +105,49 @@ def map_mask_prune(query: Tensor, key: Tensor, features: Tensor, k: int) -> tupl
     B, N = mask.shape
     index = torch.arange(N, device=mask.device).expand(B, N)[mask].view(B, k)
     return features[mask].view(B, k, -1), index
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def best_match(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(value, index), both (B, M), of the best cosine match."""
+    best = (unit(a) @ unit(b).transpose(1, 2)).max(2)
+    return best.values, best.indices
+
+
+def mean_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """(B, N) mean cosine similarity to all other tokens of the same set, from the matrix of pairs."""
+    pairs = unit(a) @ unit(b).transpose(1, 2)
+    return (pairs.sum(2) - pairs.diagonal(dim1=1, dim2=2)) / (b.shape[1] - 1)
+
+
+def _far_and_first(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances of one image and DivPrune's first pick: the second smallest of a column is its nearest other token."""
+    one = unit(x[0].float())
+    far = 1 - one @ one.T
+    return far, far.topk(2, dim=0, largest=False).values[1].argmax()
+
+
+def diverse_loop(x: Tensor, k: int) -> Tensor:
+    """(1, k) picks as published: the minimum over the rows of all picks so far, anew for every pick."""
+    far, first = _far_and_first(x)
+    picks = torch.empty(k, dtype=torch.long, device=x.device)
+    picks[0] = first
+    for i in range(1, k):
+        picks[i] = far.index_select(0, picks[:i]).amin(0).argmax()
+    return picks[None]
+
+
+def diverse_incremental(x: Tensor, k: int) -> Tensor:
+    """(1, k) picks with a running minimum over one new row a pick."""
+    far, first = _far_and_first(x)
+    picks = torch.empty(k, dtype=torch.long, device=x.device)
+    picks[0] = first
+    nearest = far[first].clone()
+    for i in range(1, k):
+        pick = nearest.argmax()
+        picks[i] = pick
+        torch.minimum(nearest, far[pick], out=nearest)
+    return picks[None]

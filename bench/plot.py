@@ -9,6 +9,7 @@ COLOURS = {
     "topk+sort": "#4c72b0",
     "index_select": "#4c72b0",
     "smart eager": "#4c72b0",
+    "incremental eager": "#4c72b0",
     "torch.gather": "#55a868",
     "torch.compile": "#8172b3",
     "eager code": "#c44e52",
@@ -19,7 +20,7 @@ LABELS = {
     "#8172b3": "torch.compile of smart eager",
     "#c44e52": "the methods' own code",
 }
-FAMILIES = ("select", "gather", "score", "prune", "methods")
+FAMILIES = ("select", "gather", "score", "similarity", "prune", "methods")
 
 
 def draw(contents: dict[str, dict[str, Any]], path: Path) -> bool:
