@@ -145,6 +145,7 @@ struct CudaBackend {
 
 STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("attention_scores", TORCH_BOX(&attention_scores<CudaBackend>));
+  m.impl("attention_lse", TORCH_BOX(&attention_lse<CudaBackend>));
   m.impl("select_topk", TORCH_BOX(&select_topk<CudaBackend>));
   m.impl("select_mass", TORCH_BOX(&select_mass<CudaBackend>));
   m.impl("select_threshold", TORCH_BOX(&select_threshold<CudaBackend>));

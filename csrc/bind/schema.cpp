@@ -10,6 +10,10 @@
 STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def("attention_scores(Tensor query, Tensor key, " TS_SCORE_ARGUMENTS
         ", int activation, Tensor? head_weights, Tensor? accumulate) -> (Tensor, Tensor)");
+  m.def("attention_lse(Tensor query, Tensor key, float? scale, bool causal, Tensor? bias, Tensor? query_positions) -> Tensor");
+  m.def(
+      "attention_pagerank(Tensor query, Tensor key, float? scale, float temperature, bool causal, Tensor? mask, Tensor? start, "
+      "SymInt iterations) -> Tensor");
   m.def("select_topk(Tensor scores, SymInt k, Tensor? k_rows, Tensor? candidates, Tensor? always_keep, int order) -> Tensor");
   m.def("select_mass(Tensor scores, float mass, Tensor? mass_rows, bool below, " TS_COUNT_ARGUMENTS
         ", SymInt extra) -> (Tensor, Tensor, Tensor)");

@@ -110,4 +110,18 @@ std::tuple<Tensor, Tensor> attention_scores(const Tensor& query, const Tensor& k
   return {scores, row_lse};
 }
 
+// Row normalisers alone: the score kernels with no key to score.
+template <typename Backend>
+Tensor attention_lse(const Tensor& query, const Tensor& key, const std::optional<double>& scale, bool causal, const OptionalTensor& bias,
+                     const OptionalTensor& query_positions) {
+  const char* op = "attention_lse";
+  typename Backend::Guard guard(query);
+  const OptionalTensor none;
+  ScoreParams p = score_params(op, query, key, {scale, causal, bias, none, none, query_positions, 0, 0, 0, 2, 2});
+  Tensor lse = allocate_like(query, {p.B, p.H, p.L}, aoti_torch_dtype_float32());
+  p.lse_out = static_cast<float*>(lse.mutable_data_ptr());
+  raise(op, Backend::score(p, query));
+  return lse;
+}
+
 }  // namespace tokensieve::bind

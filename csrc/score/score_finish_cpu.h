@@ -5,6 +5,23 @@
 
 TS_ISA_BEGIN
 
+// Sum of the weights of the rows that see each of `count` <= 16 * vecs keys: what "visible mean" divides by.
+static void visible_weight(const ScoreParams& p, int64_t b, int64_t h, int64_t key, int64_t count, int vecs, Vec* out) {
+  for (int v = 0; v < vecs; ++v) out[v] = zero();
+  for (int64_t l = 0; l < p.L; ++l) {
+    const int64_t end = smaller(visible_keys(p, b, l) - key, count);
+    const BiasRow bias = bias_row(p, b, h, l, key);
+    const Vec weight = splat(row_weight(p, b, l));
+    for (int v = 0; v < vecs && v * kLanes < end; ++v) {
+      const int64_t n = end - v * kLanes;
+      Mask sees = first_lanes(n);
+      if (bias.data)
+        sees &= bias.dtype == DType::kBool ? flagged_lanes(bias, v * kLanes, n) : above_minus_infinity(float_bias(bias, v * kLanes, n));
+      out[v] = select(sees, add(out[v], weight), out[v]);
+    }
+  }
+}
+
 // What a mean over rows divides by.
 static double row_divisor(const ScoreParams& p, int64_t b) {
   if (!p.row_weights && !p.query_positions) return static_cast<double>(p.L);

@@ -53,6 +53,7 @@ with open("/proc/self/clear_refs", "w") as reset:
 peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
 before = peak()
 ts.attention_scores(query, key, causal=True)
+ts.attention_pagerank(query, key, causal=True, iterations=2)
 print(peak() - before)
 """
 

@@ -14,6 +14,10 @@ SCORE_EXTRAS = "int activation, Tensor? head_weights, Tensor? accumulate"
 COUNT = "SymInt capacity, SymInt min_k, SymInt? max_k, Tensor? candidates, Tensor? always_keep, int order"
 SCHEMAS = {
     "attention_scores": f"(Tensor query, Tensor key, {SCORE}, {SCORE_EXTRAS}) -> (Tensor, Tensor)",
+    "attention_lse": "(Tensor query, Tensor key, float? scale, bool causal, Tensor? bias, Tensor? query_positions) -> Tensor",
+    "attention_pagerank": (
+        "(Tensor query, Tensor key, float? scale, float temperature, bool causal, Tensor? mask, Tensor? start, SymInt iterations) -> Tensor"
+    ),
     "select_topk": "(Tensor scores, SymInt k, Tensor? k_rows, Tensor? candidates, Tensor? always_keep, int order) -> Tensor",
     "select_mass": f"(Tensor scores, float mass, Tensor? mass_rows, bool below, {COUNT}, SymInt extra) -> (Tensor, Tensor, Tensor)",
     "select_threshold": f"(Tensor scores, float tau, Tensor? tau_rows, bool strict, {COUNT}) -> (Tensor, Tensor, Tensor)",

@@ -114,6 +114,31 @@ def _reduce_heads(rows: Tensor, how: str | None, head_weights: Tensor | None) ->
     return rows.amax(1) if how == "max" else rows.sum(1) if how == "sum" else rows.mean(1)
 
 
+def attention_pagerank(
+    query: Tensor,
+    key: Tensor,
+    *,
+    scale: float | None = None,
+    temperature: float = 1.0,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    start: Tensor | None = None,
+    iterations: int = 5,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """(B, H, N): v times the stored map, over and over."""
+    B, H, N, _ = query.shape
+    bias = None if mask is None else mask[:, None, None, :]
+    logits = attention_logits(query, key, scale, None, dtype) / temperature
+    visible = visible_keys(query, key, causal, bias)
+    weights = logits.masked_fill(~visible, -math.inf).softmax(-1).masked_fill(~visible, 0.0)
+    v = torch.full((B, 1, N), 1.0 / max(N, 1), dtype=dtype) if start is None else start.to(dtype)[:, None]
+    v = v.expand(B, H, N).to(query.device)
+    for _ in range(iterations):
+        v = (v[:, :, None] @ weights)[:, :, 0]
+    return v
+
+
 def select_topk(
     scores: Tensor,
     k: int | Tensor,

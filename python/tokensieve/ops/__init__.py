@@ -6,7 +6,10 @@ from .budget import allocate_budget
 from .complement import complement_index
 from .diverse import select_diverse
 from .gather import gather_tokens, gather_tokens_out
+from .lse import attention_lse
 from .pack import Packed, pack_tokens, unpack_tokens
+from .pagerank import attention_pagerank
+from .pool import pool_scores
 from .prune import PruneResult, prune_tokens
 from .ragged import Selection, select_mass, select_threshold
 from .scatter import scatter_tokens
@@ -19,6 +22,8 @@ __all__ = [
     "PruneResult",
     "Selection",
     "allocate_budget",
+    "attention_lse",
+    "attention_pagerank",
     "attention_scores",
     "complement_index",
     "cosine_match",
@@ -27,6 +32,7 @@ __all__ = [
     "gather_tokens",
     "gather_tokens_out",
     "pack_tokens",
+    "pool_scores",
     "prune_tokens",
     "scatter_tokens",
     "select_diverse",
