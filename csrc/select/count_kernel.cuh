@@ -175,7 +175,6 @@ __device__ inline int64_t prefix_count(const CountParams& p, const R& row, const
     __syncthreads();
     lower = (pass == 0 ? kZero : lower) | static_cast<uint32_t>(s.found[0]) << shift;
     upper = lower + ((1u << shift) - 1u);
-    if (pass == 0 && lower == kZero) lower = kZero + 1u;  // bin 0 holds the smallest positive scores, not 0
     target = s.found[1];
     count += static_cast<int64_t>(s.found[2]);
     __syncthreads();
