@@ -24,8 +24,8 @@ class VTCCLS(EncoderMethod):
         first_layer: first encoder layer of the sum, negative from the end, as the start of a Python slice; the last layer is never in.
         keep_newlines: any-resolution models: keep the newline tokens of the mosaic; the official code has no any resolution.
 
-    Differs from the official code: the authors give no default for first_layer, 12 of CLIP-L's 24 is ours; sums are float32 (theirs are in
-    the model's dtype, off by 1e-3 in float16); ties go to the lowest patch; any batch size and any number of patches.
+    Differs from the official code: the authors give no default for first_layer, the upper half of CLIP-L is ours; sums are float32 (theirs
+    are in the model's dtype, off by 1e-3 in float16); ties go to the lowest patch; any batch size and any number of patches.
 
     Example:
         >>> VTCCLS(first_layer=20).layers(24, 22), VTCCLS(first_layer=-4).layers(24, 22)
@@ -36,7 +36,7 @@ class VTCCLS(EncoderMethod):
     paper = "arXiv 2412.05819"
 
     tokens: int = 256
-    first_layer: int = 12
+    first_layer: int = -12
     keep_newlines: bool = False
 
     def __post_init__(self) -> None:
