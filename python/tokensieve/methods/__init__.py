@@ -10,7 +10,9 @@ from .fopru import FoPru
 from .globalcom2 import GlobalCom2
 from .gsearch import GSearch, PSigmoid
 from .hired import HiRED
+from .lrs import LRS
 from .mirage import MIRAGE
+from .paint import PAINT
 from .pyramiddrop import PyramidDrop
 from .registry import METHODS, available, get_method
 from .slime import SliME
@@ -21,8 +23,10 @@ from .vtc_cls import VTCCLS
 __all__ = [
     "ADEMVL",
     "DAMRO",
+    "LRS",
     "METHODS",
     "MIRAGE",
+    "PAINT",
     "VTCCLS",
     "DecoderMethod",
     "DivPrune",

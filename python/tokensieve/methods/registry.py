@@ -14,7 +14,9 @@ from .fopru import FoPru
 from .globalcom2 import GlobalCom2
 from .gsearch import GSearch, PSigmoid
 from .hired import HiRED
+from .lrs import LRS
 from .mirage import MIRAGE
+from .paint import PAINT
 from .pyramiddrop import PyramidDrop
 from .slime import SliME
 from .tsllava import TSLLaVA
@@ -38,6 +40,8 @@ _ALL: tuple[type[Method], ...] = (
     DivPrune,
     VisPruner,
     SliME,
+    LRS,
+    PAINT,
 )
 METHODS: dict[str, type[Method]] = {method.__name__: method for method in _ALL}
 
