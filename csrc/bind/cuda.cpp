@@ -19,6 +19,7 @@
 #include "bind/scatter_ops.h"
 #include "bind/score_ops.h"
 #include "bind/select_ops.h"
+#include "bind/similarity_ops.h"
 
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
@@ -114,6 +115,8 @@ struct CudaBackend {
     return budget_cuda(p, budget_plan_cuda(p, device_info(like)), current_stream(like));
   }
 
+  static Status diverse(DiverseParams& p, const Tensor& like) { return run(diverse_plan_cuda, diverse_cuda, p, like); }
+
   static Status gather(const GatherParams& p, const Tensor& like) {
     return gather_cuda(p, gather_plan_cuda(p, device_info(like)), current_stream(like));
   }
@@ -158,6 +161,7 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("scatter_tokens_backward", TORCH_BOX(&scatter_tokens_backward<CudaBackend>));
   m.impl("pack_index", TORCH_BOX(&pack_index<CudaBackend>));
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CudaBackend>));
+  m.impl("select_diverse", TORCH_BOX(&select_diverse<CudaBackend>));
 }
 
 }  // namespace tokensieve::bind
