@@ -38,7 +38,9 @@ struct Args {
   ScoreParams p;
   const float* weights = nullptr;  // of row (b, h, l) at b * weight_stride[0] + h * weight_stride[1] + l; null = 1
   int64_t weight_stride[2] = {};
-  float factor = 1.0f;           // of every weight
+  float factor = 1.0f;                // of every weight
+  const uint8_t* key_mask = nullptr;  // [B, N], rows key_mask_stride apart: scores of keys that are 0 here are 0; may be null
+  int64_t key_mask_stride = 0;
   float* stats = nullptr;        // [B, H, L, 2]: maximum in units of log2, 1 / sum of 2^(x - maximum); maximum -inf: the row sees nothing
   float* split_stats = nullptr;  // [row_splits, B, H, L, 2]: maximum, sum of the keys of a split; null where row_splits = 1
   float* partial = nullptr;      // linear: [Hkv x col_splits, B, R]; per head: [col_splits, B, H, R], then the counts alike
@@ -72,8 +74,9 @@ Status run_rows(const Args& args, void* stream);
 Status run_columns(const Args& args, void* stream);
 Status score_two_pass(const ScoreParams& p, const ScorePlan& plan, void* stream);
 
-// The plan of kTwoPass (colsum_plan_cuda.cpp); false where the kernels do not take the shape.
+// colsum_plan_cuda.cpp: the plan of kTwoPass; false where the kernels do not take the shape, or the few-row ones are better at it.
 bool plan_two_pass(const ScoreParams& p, const DeviceInfo& device, ScorePlan& plan);
+bool plan_sweeps(const ScoreParams& p, const DeviceInfo& device, ScorePlan& plan);  // false only where they do not take it
 // Fills workspace and semaphores from row_splits and col_splits (tests force those).
 void plan_two_pass_sizes(const ScoreParams& p, ScorePlan& plan);
 // Sizes of the workspace's parts, in floats.
@@ -81,6 +84,8 @@ struct Parts {
   int64_t stats = 0, split_stats = 0, partial = 0;
 };
 Parts two_pass_parts(const ScoreParams& p, int64_t row_splits, int64_t col_splits);
+// The fields of Args that follow from them.
+Args make_args(const ScoreParams& p, int64_t row_splits, int64_t col_splits);
 
 }  // namespace colsum
 }  // namespace tokensieve

@@ -47,38 +47,58 @@ Status run(const Args& in, bool columns, void* stream) {
 
 int tiles_of(int64_t n, int64_t rows) { return static_cast<int>((n + rows - 1) / rows); }
 
+// A bool bias of the keys alone hides them from every row: the second sweep leaves it to the last step and stays lean.
+bool hides_keys(const ScoreParams& p) {
+  const bool sums = p.query_reduction == Reduction::kMean || p.query_reduction == Reduction::kSum;
+  return p.bias != nullptr && p.bias_dtype == DType::kBool && p.bias_stride[1] == 0 && p.bias_stride[2] == 0 && p.bias_stride[3] == 1 &&
+         sums && p.activation == Activation::kSoftmax;
+}
+
 }  // namespace
 
-Status run_rows(const Args& a, void* stream) { return run(a, false, stream); }
-Status run_columns(const Args& a, void* stream) { return run(a, true, stream); }
-
-Status score_two_pass(const ScoreParams& p, const ScorePlan& plan, void* stream) {
-  constexpr int64_t kLimit = int64_t{1} << 31;
-  if (p.D > kMaxDim) return Status::error("attention_scores: the plan's algorithm needs D <= 256");
-  if (p.N >= kLimit || p.H / p.Hkv * p.L >= kLimit) return Status::error("attention_scores: N and H / Hkv * L must be below 2^31");
-  if (p.query_reduction == Reduction::kNone) return Status::error("attention_scores: the plan's algorithm reduces query rows");
-  if (plan.row_splits < 1 || plan.col_splits < 1) return Status::error("attention_scores: the plan's splits must be positive");
+Args make_args(const ScoreParams& p, int64_t row_splits, int64_t col_splits) {
   const int rows = stationary_rows(steps_of(p.dtype, p.D));
-  const bool softmax = p.activation == Activation::kSoftmax, range_only = p.normalize == Normalize::kRange;
-  const Parts parts = two_pass_parts(p, plan.row_splits, plan.col_splits);
+  const bool range_only = p.normalize == Normalize::kRange;
+  const Parts parts = two_pass_parts(p, row_splits, col_splits);
   float* workspace = static_cast<float*>(p.workspace);
   Args a;
   a.p = p;
   a.weights = p.row_weights;
   a.weight_stride[0] = p.L;
   a.per_head = !is_linear(p);
-  a.row_tiles = tiles_of(p.L, rows), a.row_splits = static_cast<int>(plan.row_splits);
-  a.key_tiles = tiles_of(p.range_end - p.range_begin, rows), a.col_splits = static_cast<int>(plan.col_splits);
+  a.row_tiles = tiles_of(p.L, rows), a.row_splits = static_cast<int>(row_splits);
+  a.key_tiles = tiles_of(p.range_end - p.range_begin, rows), a.col_splits = static_cast<int>(col_splits);
   a.scan_begin = range_only ? p.range_begin : 0;
   a.scan_end = range_only ? p.range_end : p.N;
   a.stats = parts.stats > 0 ? workspace : nullptr;
   a.split_stats = a.partial = workspace + parts.stats;  // the one is read before the other is written
+  return a;
+}
+
+Status run_rows(const Args& a, void* stream) { return run(a, false, stream); }
+Status run_columns(const Args& in, void* stream) {
+  Args a = in;
+  if (hides_keys(a.p)) {
+    a.key_mask = static_cast<const uint8_t*>(a.p.bias), a.key_mask_stride = a.p.bias_stride[0];
+    a.p.bias = nullptr;
+  }
+  return run(a, true, stream);
+}
+
+Status score_two_pass(const ScoreParams& p, const ScorePlan& plan, void* stream) {
+  constexpr int64_t kLimit = int64_t{1} << 31;
+  if (p.D > kMaxDim) return Status::error("attention_scores: the plan's algorithm needs D <= 256");
+  if (p.N >= kLimit || p.H / p.Hkv * p.L >= kLimit) return Status::error("attention_scores: N and H / Hkv * L must be below 2^31");
+  if (p.query_reduction == Reduction::kNone && p.range_end > p.range_begin)
+    return Status::error("attention_scores: the plan's algorithm reduces query rows");
+  if (plan.row_splits < 1 || plan.col_splits < 1) return Status::error("attention_scores: the plan's splits must be positive");
+  Args a = make_args(p, plan.row_splits, plan.col_splits);
   a.with_lse = p.lse_in != nullptr && p.lse_out != nullptr;
-  if (p.lse_in == nullptr && (softmax || p.lse_out != nullptr)) {
+  if (p.lse_in == nullptr && (a.stats != nullptr || p.lse_out != nullptr)) {
     const Status status = run_rows(a, stream);
     if (!status.ok()) return status;
   }
-  return run_columns(a, stream);
+  return p.range_end > p.range_begin ? run_columns(a, stream) : Status::success();
 }
 
 }  // namespace colsum

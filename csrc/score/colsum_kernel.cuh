@@ -169,14 +169,15 @@ __device__ inline float finish_head(const Args& a, int b, int64_t h, int64_t n, 
 __device__ inline void finish_key(const Args& a, int b, int64_t n, float rows, float heads) {
   const ScoreParams& p = a.p;
   const int64_t R = p.range_end - p.range_begin;
+  const bool hidden = a.key_mask != nullptr && a.key_mask[b * a.key_mask_stride + p.range_begin + n] == 0;
   float acc = 0.0f;
   if (!a.per_head) {
     for (int64_t u = 0; u < p.Hkv * a.col_splits; ++u) acc += a.partial[(u * p.B + b) * R + n];
-    emit(p, b * R + n, divide_or_zero(divide_or_zero(acc, rows), heads));
+    emit(p, b * R + n, hidden ? 0.0f : divide_or_zero(divide_or_zero(acc, rows), heads));
     return;
   }
   for (int64_t h = 0; h < p.H; ++h) {
-    const float value = finish_head(a, b, h, n, rows);
+    const float value = hidden ? 0.0f : finish_head(a, b, h, n, rows);
     if (p.head_reduction == Reduction::kNone) {
       emit(p, (b * p.H + h) * R + n, value);
     } else {

@@ -17,7 +17,7 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 Parts two_pass_parts(const ScoreParams& p, int64_t row_splits, int64_t col_splits) {
   Parts parts;
   const int64_t rows = p.B * p.H * p.L, R = p.range_end - p.range_begin;
-  if (p.activation == Activation::kSoftmax && p.lse_in == nullptr) parts.stats = round_up(2 * rows, 16);
+  if (p.activation == Activation::kSoftmax && p.lse_in == nullptr && R > 0) parts.stats = round_up(2 * rows, 16);
   if (row_splits > 1 && p.lse_in == nullptr) parts.split_stats = 2 * rows * row_splits;
   const int64_t planes = is_linear(p) ? p.Hkv : p.query_reduction == Reduction::kVisibleMean ? 2 * p.H : p.H;
   parts.partial = planes * col_splits * p.B * R;
@@ -33,11 +33,16 @@ void plan_two_pass_sizes(const ScoreParams& p, ScorePlan& plan) {
 
 bool plan_two_pass(const ScoreParams& p, const DeviceInfo& device, ScorePlan& plan) {
   const int64_t R = p.range_end - p.range_begin, group = p.Hkv > 0 ? p.H / p.Hkv : 0;
-  if (p.query_reduction == Reduction::kNone || p.D > kMaxDim || R <= 0 || p.B * group == 0) return false;
   // Up to 128 rows a group are two passes of the few-row kernels, bound by HBM; heads of fewer than 32 rows would fill half a tile.
   if (group * p.L <= 128 || p.L < 32) return false;
-  const int64_t smem = shared_bytes(p.dtype, p.D);
-  if (smem + kStaticShared > device.smem_per_block) return false;
+  // No keys to score: the first sweep alone computes the normalisers.
+  if (R > 0 ? p.query_reduction == Reduction::kNone : p.lse_in != nullptr) return false;
+  return plan_sweeps(p, device, plan);
+}
+
+bool plan_sweeps(const ScoreParams& p, const DeviceInfo& device, ScorePlan& plan) {
+  const int64_t R = p.range_end - p.range_begin, group = p.Hkv > 0 ? p.H / p.Hkv : 0, smem = shared_bytes(p.dtype, p.D);
+  if (p.D > kMaxDim || p.B * group * p.L * p.N == 0 || smem + kStaticShared > device.smem_per_block) return false;
   const int64_t rows = stationary_rows(steps_of(p.dtype, p.D)), slots = 2 * device.num_sms;
   plan.algo = ScoreAlgo::kTwoPass;
   plan.threads = kThreads;
@@ -47,7 +52,7 @@ bool plan_two_pass(const ScoreParams& p, const DeviceInfo& device, ScorePlan& pl
   plan.num_chunks = ceil_div(R, rows);
   // Four blocks for every place of one, so that the last round and the causal diagonal cost little; four tiles a block at least.
   const int64_t scan = p.normalize == Normalize::kRange ? R : p.N;
-  const int64_t row_blocks = p.B * p.H * ceil_div(p.L, rows), column_blocks = p.B * p.Hkv * plan.num_chunks;
+  const int64_t row_blocks = p.B * p.H * ceil_div(p.L, rows), column_blocks = std::max<int64_t>(1, p.B * p.Hkv * plan.num_chunks);
   plan.row_splits = std::clamp<int64_t>(ceil_div(4 * slots, row_blocks), 1, std::max<int64_t>(1, scan / (4 * kCols)));
   plan.col_splits = std::clamp<int64_t>(ceil_div(4 * slots, column_blocks), 1, std::max<int64_t>(1, group * p.L / (4 * kCols)));
   plan.col_splits = std::min(plan.col_splits, ceil_div(p.L, kCols));

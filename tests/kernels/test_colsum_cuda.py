@@ -166,6 +166,14 @@ def test_colsum_as_planned(kernels: Any) -> None:
     assert result["plan"]["algo"] == "two_pass"
 
 
+@pytest.mark.parametrize("rows", [NONE, MEAN])
+def test_colsum_no_keys_to_score(kernels: Any, rows: int) -> None:
+    """The normalisers alone: one launch, no scores."""
+    result = check(kernels, Case(L=200, N=150, D=16, key_range=(7, 7), causal=True, query_reduction=rows))
+    assert result["plan"]["algo"] == "two_pass"
+    assert result["plan"]["workspace_bytes"] == 0
+
+
 def test_colsum_refuses_what_it_cannot_do(kernels: Any) -> None:
     with pytest.raises(RuntimeError, match="needs D <= 256"):
         kernels.score_cuda(Case(D=257, plan=TWO).arguments())
@@ -240,7 +248,8 @@ def test_colsum_plan_takes_other_roads(kernels: Any) -> None:
     assert plan(kernels, shape | {"L": 64})["algo"] == "cluster"
     assert plan(kernels, shape | {"L": 129})["algo"] == "two_pass"
     assert plan(kernels, shape | {"L": 31, "Hkv": 4})["algo"] in ("cluster", "split")
-    assert plan(kernels, shape, range_begin=5, range_end=5)["algo"] in ("cluster", "split")
+    assert plan(kernels, shape, range_begin=5, range_end=5)["algo"] == "two_pass"  # the first sweep alone
+    assert plan(kernels, shape, range_begin=5, range_end=5, lse=True)["algo"] in ("cluster", "split")
     wide = shape | {"D": 256}
     assert plan(kernels, wide, dtype="float32")["algo"] == "two_pass"
     assert plan(kernels, wide, dtype="float32", smem_per_block=99 << 10)["algo"] in ("cluster", "split")
