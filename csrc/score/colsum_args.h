@@ -34,6 +34,12 @@ constexpr int64_t shared_bytes(DType dtype, int64_t D) {
   return steps > 0 ? 2 * kCols * tile_row_bytes(steps) : (stationary_rows(0) + 2 * float_cols(D)) * float_row_bytes(D);
 }
 
+// Strips: a warp holds 64 keys, a block all of them.
+constexpr int kStripKeys = 64;
+constexpr int max_strip_warps(int steps) { return steps <= 4 ? 10 : 12; }  // 204 or 168 registers a thread
+constexpr int strip_rows(int steps) { return steps <= 4 ? 16 : 8; }        // query rows of a strip, whose accumulators are alive twice
+constexpr int64_t strip_shared_bytes(int steps) { return 2 * kCols * tile_row_bytes(steps); }
+
 struct Args {
   ScoreParams p;
   const float* weights = nullptr;  // of row (b, h, l) at b * weight_stride[0] + h * weight_stride[1] + l; null = 1
@@ -47,6 +53,7 @@ struct Args {
   int row_tiles = 0, row_splits = 1;     // first sweep: tiles of query rows, of which each is split over the keys
   int key_tiles = 0, col_splits = 1;     // second sweep: tiles of keys, of which each is split over the query rows
   int64_t scan_begin = 0, scan_end = 0;  // first sweep: the keys that the normaliser covers
+  int rows_per_split = 0;                // strips: query rows of a block
   bool per_head = false;                 // partial results of every head (else the block's heads are added in its registers)
   bool wide_loads = false;               // every row is 16-byte aligned and D a multiple of 16 bytes
   bool with_lse = false;                 // the second sweep also copies lse_in to lse_out
@@ -69,13 +76,27 @@ Status launch_rows(const Args& args, int64_t smem_bytes, void* stream);  // firs
 template <typename T, int kSteps>
 Status launch_columns(const Args& args, int64_t smem_bytes, void* stream);  // second sweep: scores
 
+template <typename T, int kSteps>
+Status launch_strips(const Args& args, int warps, void* stream);  // leaves partial results
+Status launch_finish(const Args& args, void* stream);             // of them: the scores (colsum_cuda.cu)
+
+// A bool bias of the keys alone hides them from every row: a mask of keys, left to the last step.
+inline bool hides_keys(const ScoreParams& p) {
+  const bool sums = p.query_reduction == Reduction::kMean || p.query_reduction == Reduction::kSum;
+  return p.bias != nullptr && p.bias_dtype == DType::kBool && p.bias_stride[1] == 0 && p.bias_stride[2] == 0 && p.bias_stride[3] == 1 &&
+         sums && p.activation == Activation::kSoftmax;
+}
+
 // By element type and D (colsum_cuda.cu).
 Status run_rows(const Args& args, void* stream);
 Status run_columns(const Args& args, void* stream);
 Status score_two_pass(const ScoreParams& p, const ScorePlan& plan, void* stream);
+Status score_strip(const ScoreParams& p, const ScorePlan& plan, void* stream);
 
 // colsum_plan_cuda.cpp: the plan of kTwoPass; false where the kernels do not take the shape, or the few-row ones are better at it.
 bool plan_two_pass(const ScoreParams& p, const DeviceInfo& device, ScorePlan& plan);
+bool plan_strip(const ScoreParams& p, const DeviceInfo& device, ScorePlan& plan);
+void plan_strip_sizes(const ScoreParams& p, ScorePlan& plan);
 bool plan_sweeps(const ScoreParams& p, const DeviceInfo& device, ScorePlan& plan);  // false only where they do not take it
 // Fills workspace and semaphores from row_splits and col_splits (tests force those).
 void plan_two_pass_sizes(const ScoreParams& p, ScorePlan& plan);

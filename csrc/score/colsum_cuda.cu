@@ -1,9 +1,35 @@
 // Scores of all query rows on CUDA: parameters and plan -> kernel arguments, one or two launches.
 #include "device/simt.h"
-#include "score/colsum_args.h"
+#include "score/colsum_finish.cuh"
 
 namespace tokensieve {
 namespace colsum {
+
+// Partial results -> scores: 32 keys a block. Linear: eight threads share the units of a key and meet in shared memory.
+constexpr int kFinishGroups = 8;
+__global__ void __launch_bounds__(32 * kFinishGroups) finish_kernel(const Args a, int blocks_per_batch) {
+  SIMT_SHARED(float, parts, [kFinishGroups][32]);
+  SIMT_SHARED(float, divisor_parts, [kFinishGroups]);
+  const ScoreParams& p = a.p;
+  const int b = static_cast<int>(blockIdx.x) / blocks_per_batch, x = static_cast<int>(threadIdx.x) % 32,
+            y = static_cast<int>(threadIdx.x) / 32;
+  const int64_t R = p.range_end - p.range_begin, n = static_cast<int64_t>(static_cast<int>(blockIdx.x) % blocks_per_batch) * 32 + x;
+  const float rows = row_divisor(p, b, divisor_parts), heads = score::head_divisor(p, b);
+  if (a.per_head) {
+    if (y == 0 && n < R) finish_key(a, b, n, rows, heads);
+    return;
+  }
+  float acc = 0.0f;
+  if (n < R) {
+    for (int64_t u = y; u < p.Hkv * a.col_splits; u += kFinishGroups) acc += a.partial[(u * p.B + b) * R + n];
+  }
+  parts[y][x] = acc;
+  __syncthreads();
+  if (y != 0 || n >= R) return;
+  for (int i = 1; i < kFinishGroups; ++i) acc += parts[i][x];
+  emit(p, b * R + n, is_hidden(a, b, n) ? 0.0f : divide_or_zero(divide_or_zero(acc, rows), heads));
+}
+
 namespace {
 
 bool aligned16(const void* p, const int64_t (&strides)[3], int64_t D, int64_t element) {
@@ -46,13 +72,6 @@ Status run(const Args& in, bool columns, void* stream) {
 }
 
 int tiles_of(int64_t n, int64_t rows) { return static_cast<int>((n + rows - 1) / rows); }
-
-// A bool bias of the keys alone hides them from every row: the second sweep leaves it to the last step and stays lean.
-bool hides_keys(const ScoreParams& p) {
-  const bool sums = p.query_reduction == Reduction::kMean || p.query_reduction == Reduction::kSum;
-  return p.bias != nullptr && p.bias_dtype == DType::kBool && p.bias_stride[1] == 0 && p.bias_stride[2] == 0 && p.bias_stride[3] == 1 &&
-         sums && p.activation == Activation::kSoftmax;
-}
 
 }  // namespace
 
@@ -99,6 +118,36 @@ Status score_two_pass(const ScoreParams& p, const ScorePlan& plan, void* stream)
     if (!status.ok()) return status;
   }
   return p.range_end > p.range_begin ? run_columns(a, stream) : Status::success();
+}
+
+Status launch_finish(const Args& a, void* stream) {
+  const int64_t per_batch = (a.p.range_end - a.p.range_begin + 31) / 32;
+  if (a.p.B * per_batch > 0x7fffffff) return Status::error("attention_scores: more than 2^31 - 1 blocks");
+  return simt::launch(finish_kernel, dim3(static_cast<unsigned>(a.p.B * per_batch)), dim3(32 * kFinishGroups), 0, stream, a,
+                      static_cast<int>(per_batch));
+}
+
+Status score_strip(const ScoreParams& p, const ScorePlan& plan, void* stream) {
+  const int steps = steps_of(p.dtype, p.D);
+  const int64_t scan = p.normalize == Normalize::kRange ? p.range_end - p.range_begin : p.N, warps = plan.threads / 32;
+  const bool sums = p.query_reduction == Reduction::kMean || p.query_reduction == Reduction::kSum;
+  if (steps != 4 && steps != 5) return Status::error("attention_scores: strips need float16 or bfloat16 and D <= 80");
+  if (warps < 1 || warps > max_strip_warps(steps) || warps * kStripKeys < scan)
+    return Status::error("attention_scores: the plan's strip does not hold the keys");
+  if (p.lse_in != nullptr || !sums || p.activation != Activation::kSoftmax || (p.bias != nullptr && !hides_keys(p))) {
+    return Status::error("attention_scores: strips sum over rows, with no bias but a mask of keys and no lse");
+  }
+  if (plan.rows_per_pass < 1 || plan.col_splits * plan.rows_per_pass < p.L)
+    return Status::error("attention_scores: the plan's splits do not cover the rows");
+  Args a = make_args(p, 1, plan.col_splits);
+  a.partial = static_cast<float*>(p.workspace);
+  a.rows_per_split = static_cast<int>(plan.rows_per_pass);
+  const int64_t element = dtype_bytes(p.dtype);
+  a.wide_loads = aligned16(p.query, p.query_stride, p.D, element) && aligned16(p.key, p.key_stride, p.D, element);
+  if (p.bias != nullptr) a.key_mask = static_cast<const uint8_t*>(p.bias), a.key_mask_stride = p.bias_stride[0];
+  const int w = static_cast<int>(warps);
+  if (p.dtype == DType::kFloat16) return steps == 4 ? launch_strips<__half, 4>(a, w, stream) : launch_strips<__half, 5>(a, w, stream);
+  return steps == 4 ? launch_strips<__nv_bfloat16, 4>(a, w, stream) : launch_strips<__nv_bfloat16, 5>(a, w, stream);
 }
 
 }  // namespace colsum

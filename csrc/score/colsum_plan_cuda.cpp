@@ -31,6 +31,36 @@ void plan_two_pass_sizes(const ScoreParams& p, ScorePlan& plan) {
   plan.num_semaphores = std::max(plan.num_chunks * p.B, parts.split_stats > 0 ? ceil_div(p.L, rows) * p.B * p.H : 0);
 }
 
+void plan_strip_sizes(const ScoreParams& p, ScorePlan& plan) {
+  plan.workspace_bytes = 4 * two_pass_parts(p, 1, plan.col_splits).partial;
+  plan.num_semaphores = 0;
+  plan.smem_bytes = strip_shared_bytes(steps_of(p.dtype, p.D));
+}
+
+// All keys in the registers of one block: one product and one exponential an element where the sweeps need two.
+bool plan_strip(const ScoreParams& p, const DeviceInfo& device, ScorePlan& plan) {
+  const int64_t R = p.range_end - p.range_begin, group = p.Hkv > 0 ? p.H / p.Hkv : 0, units = p.B * p.Hkv;
+  const int64_t scan = p.normalize == Normalize::kRange ? R : p.N;
+  const bool sums = p.query_reduction == Reduction::kMean || p.query_reduction == Reduction::kSum;
+  const int steps = steps_of(p.dtype, p.D);
+  if (group * p.L <= 128 || p.L < 32 || units == 0 || R <= 0) return false;
+  if ((steps != 4 && steps != 5) || p.D > 80 || scan > max_strip_warps(steps) * kStripKeys) return false;
+  if (!sums || p.activation != Activation::kSoftmax || p.lse_in != nullptr || (p.bias != nullptr && !hides_keys(p))) return false;
+  plan.algo = ScoreAlgo::kStrip;
+  plan.threads = static_cast<int>(32 * ceil_div(scan, kStripKeys));
+  plan.chunk_keys = scan;
+  plan.num_chunks = 1;
+  // One block an SM. Splitting the rows fills the card and evens out the last round; every block costs about 48 rows of time to load keys.
+  int64_t best = 0;
+  for (int64_t splits = 1; splits <= ceil_div(p.L, 64); ++splits) {
+    const int64_t rows = round_up(ceil_div(p.L, splits), 16), cost = ceil_div(units * splits, device.num_sms) * (group * rows + 48);
+    if (best == 0 || cost < best) best = cost, plan.col_splits = splits, plan.rows_per_pass = rows;
+  }
+  plan.col_splits = ceil_div(p.L, plan.rows_per_pass);
+  plan_strip_sizes(p, plan);
+  return true;
+}
+
 bool plan_two_pass(const ScoreParams& p, const DeviceInfo& device, ScorePlan& plan) {
   const int64_t R = p.range_end - p.range_begin, group = p.Hkv > 0 ? p.H / p.Hkv : 0;
   // Up to 128 rows a group are two passes of the few-row kernels, bound by HBM; heads of fewer than 32 rows would fill half a tile.

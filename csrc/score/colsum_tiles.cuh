@@ -64,34 +64,35 @@ struct Core {
   }
 
   // acc[m][n] = the warp's rows times streamed rows [8 n, 8 n + 8) of `tile`: the accumulator fragment of device/ptx.h.
-  __device__ __forceinline__ void dots(float (&acc)[kTiles][kNTiles][4], const unsigned char* /*shared*/, const unsigned char* tile,
+  template <int kN>
+  __device__ __forceinline__ void dots(float (&acc)[kTiles][kN][4], const unsigned char* /*shared*/, const unsigned char* tile,
                                        int /*D*/) const {
     const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
-      for (int n = 0; n < kNTiles; ++n) acc[m][n][0] = acc[m][n][1] = acc[m][n][2] = acc[m][n][3] = 0.0f;
+      for (int n = 0; n < kN; ++n) acc[m][n][0] = acc[m][n][1] = acc[m][n][2] = acc[m][n][3] = 0.0f;
     }
     const unsigned char* from = tile + g * kRowBytes + 16 * t;
 #pragma unroll
     for (int j = 0; j < kSteps / 2; ++j) {
-      uint4 part[kNTiles];
+      uint4 part[kN];
 #pragma unroll
-      for (int n = 0; n < kNTiles; ++n) part[n] = *reinterpret_cast<const uint4*>(from + 8 * n * kRowBytes + 64 * j);
+      for (int n = 0; n < kN; ++n) part[n] = *reinterpret_cast<const uint4*>(from + 8 * n * kRowBytes + 64 * j);
 #pragma unroll
-      for (int n = 0; n < kNTiles; ++n) {
+      for (int n = 0; n < kN; ++n) {
 #pragma unroll
         for (int m = 0; m < kTiles; ++m) simt::mma_m16n8k16<T>(acc[m][n], fragment[m][2 * j], {part[n].x, part[n].y});
       }
 #pragma unroll
-      for (int n = 0; n < kNTiles; ++n) {
+      for (int n = 0; n < kN; ++n) {
 #pragma unroll
         for (int m = 0; m < kTiles; ++m) simt::mma_m16n8k16<T>(acc[m][n], fragment[m][2 * j + 1], {part[n].z, part[n].w});
       }
     }
     if constexpr (kSteps % 2 == 1) {
 #pragma unroll
-      for (int n = 0; n < kNTiles; ++n) {
+      for (int n = 0; n < kN; ++n) {
         const uint2 part = *reinterpret_cast<const uint2*>(tile + (8 * n + g) * kRowBytes + 32 * (kSteps - 1) + 8 * t);
 #pragma unroll
         for (int m = 0; m < kTiles; ++m) simt::mma_m16n8k16<T>(acc[m][n], fragment[m][kSteps - 1], {part.x, part.y});
@@ -151,7 +152,7 @@ __device__ __forceinline__ void stream_tile(unsigned char* buffer, const T* base
   constexpr int kElements = 16 / static_cast<int>(sizeof(T));
   using Core = Core<T, kSteps>;
   const int parts = kSteps > 0 ? 2 * kSteps : (D + 3) / 4, bytes = Core::row_bytes(D);
-  for (int i = static_cast<int>(threadIdx.x); i < Core::cols(D) * parts; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < Core::cols(D) * parts; i += static_cast<int>(blockDim.x)) {
     const int row = i / parts, d = i % parts * kElements;
     const bool valid = first + row < count && d < D;
     const T* from = base + (valid ? (first + row) * stride + d : 0);

@@ -73,6 +73,7 @@ Status score_cuda(const ScoreParams& p, const ScorePlan& plan, void* stream) {
     return simt::launch(score::zero_kernel, dim3(static_cast<unsigned>((n + 255) / 256)), dim3(256), 0, stream, p.scores, p.accumulate, n);
   }
   if (plan.algo == ScoreAlgo::kTwoPass) return colsum::score_two_pass(p, plan, stream);
+  if (plan.algo == ScoreAlgo::kStrip) return colsum::score_strip(p, plan, stream);
   if (const char* why = score::refusal(p, plan)) return Status::error(why);
 
   score::Args a;

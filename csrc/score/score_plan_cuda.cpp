@@ -88,7 +88,7 @@ ScorePlan score_plan_cuda(const ScoreParams& p, const DeviceInfo& device) {
   ScorePlan plan;
   const int64_t rows = p.Hkv > 0 ? p.H / p.Hkv * p.L : 0, R = p.range_end - p.range_begin;
   const int64_t limit = device.smem_per_block - score::kStaticShared;
-  if (!colsum::plan_two_pass(p, device, plan)) {
+  if (!colsum::plan_strip(p, device, plan) && !colsum::plan_two_pass(p, device, plan)) {
     if (p.lse_in != nullptr || !plan_cluster(p, device, rows, limit, plan)) plan_split(p, device, rows, limit, plan);
     score::score_plan_sizes(p, plan);
   }

@@ -57,12 +57,24 @@ ScorePlan two_pass_plan_of(const py::dict& p, const ScoreParams& s) {
   return plan;
 }
 
+ScorePlan strip_plan_of(const py::dict& p, const ScoreParams& s) {
+  ScorePlan plan;
+  plan.algo = ScoreAlgo::kStrip;
+  const int64_t scan = s.normalize == Normalize::kRange ? s.range_end - s.range_begin : s.N;
+  plan.threads = static_cast<int>(32 * ((scan + colsum::kStripKeys - 1) / colsum::kStripKeys));
+  plan.rows_per_pass = get<int64_t>(p, "rows_per_pass", s.L);
+  plan.col_splits = get<int64_t>(p, "col_splits", (s.L + plan.rows_per_pass - 1) / plan.rows_per_pass);
+  colsum::plan_strip_sizes(s, plan);
+  return plan;
+}
+
 // The plan, with what the test forces: algo, chunk_keys, rows_per_pass, threads.
 ScorePlan plan_of(const py::dict& p, const ScoreParams& s) {
   ScorePlan plan = score_plan_cuda(s, device_of(p));
   const auto algo = get<std::string>(p, "algo", "");
   if (algo == "cluster") plan.algo = ScoreAlgo::kCluster;
   if (algo == "split") plan.algo = ScoreAlgo::kSplit;
+  if (algo == "strip") return strip_plan_of(p, s);
   if (algo == "two_pass") return two_pass_plan_of(p, s);
   plan.rows_per_pass = get<int64_t>(p, "rows_per_pass", plan.rows_per_pass);
   plan.chunk_keys = get<int64_t>(p, "chunk_keys", plan.chunk_keys);

@@ -10,6 +10,7 @@ import pytest
 from kernels.score_reference import LOGIT, MAX, MEAN, NONE, RANGE, SIGMOID, SUM, VISIBLE, Case, check
 
 TWO = {"algo": "two_pass"}
+STRIP = {"algo": "strip"}
 SPLIT = TWO | {"row_splits": 2, "col_splits": 2}
 DTYPES = ["float32", "float16", "bfloat16"]
 
@@ -19,6 +20,8 @@ SCHEDULED = [
     Case(B=2, H=4, Hkv=2, L=66, N=70, D=72, dtype="bfloat16", plan=SPLIT, row_weights=True),
     Case(H=2, Hkv=1, L=70, N=70, D=20, causal=True, query_reduction=VISIBLE, plan=SPLIT),
     Case(H=2, Hkv=1, L=33, N=140, D=40, bias="bool", query_reduction=MAX, head_reduction=NONE, dtype="float16", plan=SPLIT),
+    Case(H=2, Hkv=1, L=90, N=130, D=24, dtype="float16", bias="bool", plan=STRIP | {"rows_per_pass": 48}),
+    Case(B=2, H=2, Hkv=2, L=70, N=70, D=72, dtype="bfloat16", causal=True, head_reduction=MAX, plan=STRIP),
     Case(H=2, Hkv=2, L=40, N=70, lse=True, key_range=(3, 69), head_reduction=MAX, plan=TWO | {"col_splits": 1}),
 ]
 
@@ -183,6 +186,101 @@ def test_colsum_refuses_what_it_cannot_do(kernels: Any) -> None:
         kernels.score_cuda(Case(plan=TWO | {"row_splits": 0}).arguments())
 
 
+# ---- strips: all keys in one block --------------------------------------------------------------------------------------------
+
+HALF = ["float16", "bfloat16"]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("D", [16, 72])
+@pytest.mark.parametrize(("L", "N"), [(1, 1), (7, 64), (16, 65), (65, 128), (129, 129), (64, 200), (200, 60)])
+def test_strip_boundaries(kernels: Any, L: int, N: int, D: int, causal: bool) -> None:
+    """Strips of 8 and 16 rows, tiles of 64, warps of 64 keys, full and not; rows that see nothing; one block and several."""
+    case = Case(H=2, Hkv=1, L=L, N=N, D=D, dtype="float16", causal=causal)
+    check(kernels, replace(case, plan=STRIP))
+    check(kernels, replace(case, plan=STRIP | {"rows_per_pass": 48}))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("D", [1, 8, 15, 64, 65, 72, 80])
+def test_strip_head_dims(kernels: Any, D: int, dtype: str) -> None:
+    check(kernels, Case(H=1, Hkv=1, N=70, L=66, D=D, dtype=dtype, plan=STRIP))
+    check(kernels, Case(B=2, H=4, Hkv=2, L=37, N=67, D=D, dtype=dtype, layout="bnhd", plan=STRIP))
+
+
+@pytest.mark.parametrize("heads", [NONE, MEAN, SUM, MAX])
+@pytest.mark.parametrize("rows", [MEAN, SUM])
+def test_strip_reductions(kernels: Any, rows: int, heads: int) -> None:
+    case = Case(B=2, H=6, Hkv=2, L=70, N=80, D=16, dtype="float16", query_reduction=rows, head_reduction=heads, plan=STRIP)
+    check(kernels, case)
+    check(kernels, replace(case, causal=True, accumulate=True, row_weights=True, plan=STRIP | {"rows_per_pass": 32}))
+    check(kernels, replace(case, bias="bool", key_range=(5, 77)))
+    if heads in (MEAN, SUM):
+        check(kernels, replace(case, head_weights=[0.5, 0.0, 2.0, -1.0, 1.0, 1.0], accumulate=True))
+        check(kernels, replace(case, head_weights=[0.0] * 6))
+
+
+@pytest.mark.parametrize("normalize", [0, RANGE])
+@pytest.mark.parametrize("key_range", [(0, 100), (7, 91), (64, 65), (30, 100)])
+def test_strip_key_range(kernels: Any, key_range: tuple[int, int], normalize: int) -> None:
+    case = Case(B=2, L=66, N=100, D=16, dtype="bfloat16", key_range=key_range, normalize=normalize, plan=STRIP)
+    check(kernels, case)
+    check(kernels, replace(case, causal=True, head_reduction=NONE, bias="bool"))
+
+
+def test_strip_query_positions(kernels: Any) -> None:
+    some = [int(x) for x in np.random.default_rng(1).integers(-1, 75, 70)]
+    case = Case(B=3, H=2, L=70, N=75, D=16, positions=[some, [-1] * 69 + [74], [-1] * 70], dtype="float16", plan=STRIP)
+    check(kernels, case)
+    check(kernels, replace(case, row_weights=True, plan=STRIP | {"rows_per_pass": 32}))
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0, 3.0])
+def test_strip_scales(kernels: Any, scale: float) -> None:
+    check(kernels, Case(L=70, N=90, D=16, dtype="float16", scale=scale, plan=STRIP))
+
+
+def test_strip_nan_query(kernels: Any) -> None:
+    query = np.random.default_rng(0).standard_normal((1, 2, 70, 16))
+    query[0, 1, 5] = np.nan
+    case = Case(L=70, N=70, D=16, query=query, dtype="float16", head_reduction=NONE, plan=STRIP)
+    assert np.isnan(check(kernels, case)["scores"][:, 1]).all()
+    check(kernels, replace(case, head_reduction=SUM, head_weights=[1.0, 0.0]))
+
+
+def test_strip_repeats_bit_for_bit(kernels: Any) -> None:
+    case = Case(B=2, H=4, Hkv=2, L=70, N=150, D=24, dtype="float16", causal=True, plan=STRIP | {"rows_per_pass": 32})
+    results = []
+    for order, seed, blocks in [("ascending", 0, 1), ("descending", 0, 4), ("random", 1, 2)]:
+        kernels.configure(order, seed, blocks)
+        results.append(kernels.score_cuda(case.arguments())["scores"].view(np.uint32))
+    assert (results[1] == results[0]).all()
+    assert (results[2] == results[0]).all()
+
+
+@pytest.mark.parametrize(("N", "D"), [(577, 64), (640, 64), (729, 72), (768, 80)])
+def test_strip_as_planned(kernels: Any, N: int, D: int) -> None:
+    """CLIP and SigLIP, one head: the plan's own launch, up to all warps and keys."""
+    result = check(kernels, Case(H=1, Hkv=1, L=N, N=N, D=D, dtype="bfloat16"))
+    assert result["plan"]["algo"] == "strip"
+
+
+def test_strip_refuses_what_it_cannot_do(kernels: Any) -> None:
+    half = Case(D=16, dtype="float16", plan=STRIP)
+    for case, message in [
+        (replace(half, dtype="float32"), "strips need float16"),
+        (replace(half, D=81), "D <= 80"),
+        (replace(half, N=641), "does not hold the keys"),
+        (replace(half, lse=True), "no lse"),
+        (replace(half, query_reduction=MAX), "sum over rows"),
+        (replace(half, bias="float"), "no bias but"),
+        (replace(half, activation=LOGIT), "sum over rows"),
+        (replace(half, L=40, plan=STRIP | {"rows_per_pass": 16, "col_splits": 2}), "do not cover the rows"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            kernels.score_cuda(case.arguments())
+
+
 # ---- plans: host arithmetic, no kernel --------------------------------------------------------------------------------------
 
 
@@ -262,3 +360,38 @@ def test_colsum_plan_memory_is_linear(kernels: Any) -> None:
         assert p["workspace_bytes"] <= 8 * 32 * N * (1 + p["row_splits"]) + 4 * 8 * p["col_splits"] * N + 64
         given = plan(kernels, {"B": 1, "H": 32, "Hkv": 8, "L": N, "N": N, "D": 128}, lse=True)
         assert given["workspace_bytes"] <= 8 * 32 * N * given["row_splits"] + 4 * 8 * given["col_splits"] * N + 64
+
+
+STRIPS = {  # warps, blocks that share the rows, rows of each
+    "clip_b1": ({"B": 1, "H": 16, "Hkv": 16, "L": 577, "N": 577, "D": 64}, (320, 8, 80)),
+    "clip_b64": ({"B": 64, "H": 16, "Hkv": 16, "L": 577, "N": 577, "D": 64}, (320, 1, 592)),
+    "siglip_b1": ({"B": 1, "H": 16, "Hkv": 16, "L": 729, "N": 729, "D": 72}, (384, 8, 96)),
+    "siglip_b64": ({"B": 64, "H": 16, "Hkv": 16, "L": 729, "N": 729, "D": 72}, (384, 1, 736)),
+}
+
+
+@pytest.mark.parametrize("shape", STRIPS)
+def test_strip_plan_of_named_shapes(kernels: Any, shape: str) -> None:
+    sizes, expected = STRIPS[shape]
+    p = plan(kernels, sizes)
+    assert p["algo"] == "strip"
+    assert (p["threads"], p["col_splits"], p["rows_per_pass"]) == expected
+    assert p["smem_bytes"] == 24576
+    assert p["workspace_bytes"] == 4 * 16 * sizes["B"] * sizes["N"] * p["col_splits"]
+    assert p["num_semaphores"] == 0
+
+
+def test_strip_plan_takes_other_roads(kernels: Any) -> None:
+    shape = STRIPS["clip_b1"][0]
+    for change in ({"N": 641}, {"D": 88}):
+        assert plan(kernels, shape | change)["algo"] == "two_pass"
+    fields: list[dict[str, Any]] = [
+        {"dtype": "float32"},
+        {"query_reduction": MAX},
+        {"query_reduction": VISIBLE},
+        {"activation": 1},
+        {"lse": True},
+    ]
+    for field in fields:
+        assert plan(kernels, shape, **field)["algo"] == "two_pass"
+    assert plan(kernels, shape | {"N": 2000, "L": 577}, normalize=RANGE, range_begin=10, range_end=600)["algo"] == "strip"
