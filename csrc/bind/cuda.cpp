@@ -15,6 +15,7 @@
 #include "bind/complement_ops.h"
 #include "bind/gather_ops.h"
 #include "bind/pack_ops.h"
+#include "bind/pagerank_ops.h"
 #include "bind/prune_ops.h"
 #include "bind/scatter_ops.h"
 #include "bind/score_ops.h"
@@ -106,6 +107,7 @@ struct CudaBackend {
   }
 
   static Status score(ScoreParams& p, const Tensor& like) { return run(score_plan_cuda, score_cuda, p, like); }
+  static Status pagerank(PagerankParams& p, const Tensor& like) { return run(pagerank_plan_cuda, pagerank_cuda, p, like); }
   static Status pack(PackParams& p, const Tensor& like) { return run(pack_plan_cuda, pack_cuda, p, like); }
   static Status complement(ComplementParams& p, const Tensor& like) { return run(complement_plan_cuda, complement_cuda, p, like); }
   static Status topk(TopkParams& p, const Tensor& like) { return run(topk_plan_cuda, topk_cuda, p, like); }
@@ -149,6 +151,7 @@ struct CudaBackend {
 STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("attention_scores", TORCH_BOX(&attention_scores<CudaBackend>));
   m.impl("attention_lse", TORCH_BOX(&attention_lse<CudaBackend>));
+  m.impl("attention_pagerank", TORCH_BOX(&attention_pagerank<CudaBackend>));
   m.impl("select_topk", TORCH_BOX(&select_topk<CudaBackend>));
   m.impl("select_mass", TORCH_BOX(&select_mass<CudaBackend>));
   m.impl("select_threshold", TORCH_BOX(&select_threshold<CudaBackend>));
