@@ -4,6 +4,8 @@
 #include "score/score_cpu_layout.h"
 #include "select/gather.h"
 #include "select/topk.h"
+#include "similarity/cosine.h"
+#include "similarity/diverse_cpu_layout.h"
 #include "testing/bind.h"
 #include "testing/bind_fields.h"
 
@@ -127,6 +129,58 @@ py::list run_gather(const py::dict& d, bool scatter) {
   return result;
 }
 
+py::dict run_cosine(const py::dict& d) {
+  CosineParams p;
+  const auto sizes = d["sizes"].cast<std::vector<int64_t>>();
+  p.B = sizes.at(0), p.M = sizes.at(1), p.N = sizes.at(2), p.C = sizes.at(3);
+  p.a_stride[1] = p.b_stride[1] = p.C, p.a_stride[0] = p.M * p.C, p.b_stride[0] = p.N * p.C;
+  p.candidates_stride = p.N;
+  p.T = get<int64_t>(d, "T", 1);
+  p.exclude_self = get<bool>(d, "exclude_self", false), p.largest = get<bool>(d, "largest", true);
+  p.reduction = static_cast<CosineReduction>(get<int>(d, "reduction", 0));
+  p.dtype = dtype_of(get<std::string>(d, "dtype", "float32"));
+  const int64_t offset = get<int64_t>(d, "offset_bytes", 0);
+  const DeviceBuffer a = DeviceBuffer::of(d["a"], offset), b = DeviceBuffer::of(d["b"], offset);
+  const DeviceBuffer candidates = DeviceBuffer::of(array_of(d, "candidates"));
+  p.a = a.as(), p.b = b.as(), p.candidates = candidates.as<uint8_t>();
+  const CosinePlan plan = cosine_plan_cpu(p);
+  const int64_t width = p.reduction == CosineReduction::kMatch ? p.T : p.reduction == CosineReduction::kNone ? p.N : 1;
+  const DeviceBuffer value(p.B * p.M * width * 4), workspace(plan.workspace_bytes);
+  const DeviceBuffer index(p.reduction == CosineReduction::kMatch ? p.B * p.M * p.T * 8 : 0);
+  p.value = value.as<float>(), p.index = index.as<int64_t>(), p.workspace = workspace.as();
+  check(cosine_cpu(p, plan, level_of(d), threads_of(d)));
+  py::dict result;
+  result["value"] = value.numpy("float32", {p.B, p.M, width});
+  if (p.reduction == CosineReduction::kMatch) result["index"] = index.numpy("int64", {p.B, p.M, p.T});
+  result["splits"] = plan.splits, result["flops"] = plan.flops, result["workspace_bytes"] = plan.workspace_bytes;
+  return result;
+}
+
+py::dict run_diverse(const py::dict& d) {
+  DiverseParams p;
+  const auto sizes = d["sizes"].cast<std::vector<int64_t>>();
+  p.B = sizes.at(0), p.N = sizes.at(1), p.C = sizes.at(2), p.K = sizes.at(3);
+  p.x_stride[0] = p.N * p.C, p.x_stride[1] = p.C;
+  p.candidates_stride = p.N;
+  p.metric = static_cast<DiverseMetric>(get<int>(d, "metric", 0)), p.order = static_cast<DiverseOrder>(get<int>(d, "order", 1));
+  p.dtype = dtype_of(get<std::string>(d, "dtype", "float32"));
+  const DeviceBuffer x = DeviceBuffer::of(d["x"], get<int64_t>(d, "offset_bytes", 0));
+  const DeviceBuffer candidates = DeviceBuffer::of(array_of(d, "candidates")), first = DeviceBuffer::of(array_of(d, "first"));
+  p.x = x.as(), p.candidates = candidates.as<uint8_t>(), p.first = first.as<int64_t>();
+  DiversePlan plan = diverse_plan_cpu(p);
+  if (d.contains("store") && !d["store"].is_none()) {
+    plan.store_distances = d["store"].cast<bool>();
+    plan.workspace_bytes = 4 * diverse_layout(p, plan.store_distances).floats;
+  }
+  const DeviceBuffer index(p.B * p.K * 8), workspace(plan.workspace_bytes);
+  p.index = index.as<int64_t>(), p.workspace = workspace.as();
+  check(diverse_cpu(p, plan, level_of(d), threads_of(d)));
+  py::dict result;
+  result["index"] = index.numpy("int64", {p.B, p.K});
+  result["store"] = plan.store_distances, result["flops"] = plan.flops, result["workspace_bytes"] = plan.workspace_bytes;
+  return result;
+}
+
 }  // namespace
 
 void bind_cpu(py::module_& m) {
@@ -134,6 +188,8 @@ void bind_cpu(py::module_& m) {
   m.def("score_cpu", &run_score);
   m.def("topk_cpu", &run_topk);
   m.def("gather_cpu", [](const py::dict& d) { return run_gather(d, false); });
+  m.def("cosine_cpu", &run_cosine);
+  m.def("diverse_cpu", &run_diverse);
   m.def("scatter_rows_cpu", [](const py::dict& d) { return run_gather(d, true); });
 }
 

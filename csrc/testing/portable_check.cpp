@@ -8,6 +8,8 @@
 #include "score/score.h"
 #include "select/gather.h"
 #include "select/topk.h"
+#include "similarity/cosine.h"
+#include "similarity/diverse.h"
 
 namespace {
 
@@ -87,6 +89,36 @@ const char* run(DType dtype, int64_t L, int64_t D, CpuLevel level, Generator& ra
   return status.message;
 }
 
+const char* run_similarity(DType dtype, int64_t C, CpuLevel level, Generator& random, Hash& hash) {
+  constexpr int64_t B = 2, M = 150, N = 170, K = 30, T = 3;
+  const auto a = random_values(random, B * M * C, dtype), b = random_values(random, B * N * C, dtype);
+  CosineParams p;
+  p.a = a.data(), p.b = b.data(), p.dtype = dtype;
+  p.B = B, p.M = M, p.N = N, p.C = C, p.T = T;
+  p.a_stride[0] = M * C, p.b_stride[0] = N * C, p.a_stride[1] = p.b_stride[1] = C;
+  std::vector<float> value(static_cast<size_t>(B * M * T));
+  std::vector<int64_t> index(static_cast<size_t>(B * M * T)), picks(static_cast<size_t>(B * K));
+  p.value = value.data(), p.index = index.data();
+  DiverseParams x;
+  x.x = b.data(), x.dtype = dtype, x.B = B, x.N = N, x.C = C, x.K = K, x.index = picks.data();
+  x.x_stride[0] = N * C, x.x_stride[1] = C, x.order = DiverseOrder::kPick;
+  const DiversePlan plan = diverse_plan_cpu(x);
+  const int64_t bytes = plan.workspace_bytes + cosine_plan_cpu(p).workspace_bytes;  // enough for either, and for kMean
+  void* workspace = std::aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64));
+  p.workspace = x.workspace = workspace;
+  Status status;
+  for (const CosineReduction reduction : {CosineReduction::kMatch, CosineReduction::kMean}) {
+    p.reduction = reduction;
+    if (status.ok()) status = cosine_cpu(p, cosine_plan_cpu(p), level, nullptr);
+    hash.add(value.data(), value.size() * sizeof(float));
+  }
+  if (status.ok()) status = diverse_cpu(x, plan, level, nullptr);
+  std::free(workspace);
+  hash.add(index.data(), index.size() * sizeof(int64_t));
+  hash.add(picks.data(), picks.size() * sizeof(int64_t));
+  return status.message;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -100,6 +132,12 @@ int main(int argc, char** argv) {
           std::puts(message);
           return 1;
         }
+      }
+    }
+    for (const int64_t C : {7, 130}) {
+      if (const char* message = run_similarity(dtype, C, level, random, hash)) {
+        std::puts(message);
+        return 1;
       }
     }
   }

@@ -11,8 +11,21 @@ import pytest
 from tokensieve import _load
 
 ROOT = Path(__file__).resolve().parents[2]
-KERNELS = ["score/score_cpu.cpp", "select/topk_cpu.cpp", "select/gather_cpu.cpp"]
-PLANS = ["score/score_plan_cpu.cpp", "select/topk_plan_cpu.cpp", "testing/portable_check.cpp"]
+KERNELS = [
+    "score/score_cpu.cpp",
+    "score/colsum_cpu.cpp",
+    "select/topk_cpu.cpp",
+    "select/gather_cpu.cpp",
+    "similarity/cosine_cpu.cpp",
+    "similarity/diverse_cpu.cpp",
+]
+PLANS = [
+    "score/score_plan_cpu.cpp",
+    "select/topk_plan_cpu.cpp",
+    "similarity/cosine_plan_cpu.cpp",
+    "similarity/diverse_plan_cpu.cpp",
+    "testing/portable_check.cpp",
+]
 CXX_FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
 LEVEL_FLAGS = {
     "baseline": [],
