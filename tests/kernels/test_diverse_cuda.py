@@ -1,4 +1,4 @@
-"""diverse_cuda under the host SIMT runtime: exact picks, ties and all, on inputs whose arithmetic is exact; valid greedy picks elsewhere."""
+"""diverse_cuda under the host SIMT runtime: exact picks, ties and all, where the arithmetic is exact; valid greedy picks elsewhere."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def check(kernels: Any, x: np.ndarray, **p: Any) -> None:
         first = int(p["first"][b]) if p.get("first") is not None else -1
         want = greedy(distances(values[b], metric), p["K"], exists, first)
         want = sorted(want) if order == "position" else want
-        assert got[b].tolist() == want + [-1] * (p["K"] - len(want)), f"{ {k: v for k, v in p.items() if k not in ('candidates',)} } image {b}"
+        assert got[b].tolist() == want + [-1] * (p["K"] - len(want)), (
+            f"{ {k: v for k, v in p.items() if k not in ('candidates',)} } image {b}"
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=IDS)

@@ -1,35 +1,56 @@
 """The published methods, one a file: a frozen dataclass of hyperparameters over pure functions of tensors."""
 
 from .ademvl import ADEMVL
+from .aim import AIM
+from .atp_llava import ATPLLaVA
+from .avit import AViT
 from .base import DecoderMethod, EncoderMethod, Method, Stage, TensorMethod
 from .damro import DAMRO
+from .dart import DART
 from .divprune import DivPrune
+from .dynamicvit import DynamicViT
+from .dyvte import DyVTE
 from .fastervlm import FasterVLM
 from .fastv import FastV
+from .feather import FEATHER
 from .fopru import FoPru
 from .globalcom2 import GlobalCom2
 from .gsearch import GSearch, PSigmoid
 from .hired import HiRED
+from .ia_red2 import IARed2
 from .lrs import LRS
+from .lscene import LSceneLLM
 from .mirage import MIRAGE
 from .paint import PAINT
 from .pyramiddrop import PyramidDrop
 from .registry import METHODS, available, get_method
 from .slime import SliME
+from .sparsevlm import SparseVLM
+from .topvim import ToPViM
 from .tsllava import TSLLaVA
+from .var_sink import VAR
+from .videollm_mod import VideoLLMMoD
 from .vispruner import VisPruner
 from .vtc_cls import VTCCLS
 
 __all__ = [
     "ADEMVL",
+    "AIM",
     "DAMRO",
+    "DART",
+    "FEATHER",
     "LRS",
     "METHODS",
     "MIRAGE",
     "PAINT",
+    "VAR",
     "VTCCLS",
+    "ATPLLaVA",
+    "AViT",
     "DecoderMethod",
     "DivPrune",
+    "DyVTE",
+    "DynamicViT",
     "EncoderMethod",
     "FastV",
     "FasterVLM",
@@ -37,13 +58,18 @@ __all__ = [
     "GSearch",
     "GlobalCom2",
     "HiRED",
+    "IARed2",
+    "LSceneLLM",
     "Method",
     "PSigmoid",
     "PyramidDrop",
     "SliME",
+    "SparseVLM",
     "Stage",
     "TSLLaVA",
     "TensorMethod",
+    "ToPViM",
+    "VideoLLMMoD",
     "VisPruner",
     "available",
     "get_method",

@@ -130,10 +130,12 @@ class EncoderMethod(Method):
 
 
 def require_ints(owner: object, **fields: object) -> None:
-    """Raises TypeError for a hyperparameter that counts something and is not an int: 1.5 layers would drop nothing in silence."""
+    """Raises TypeError for a hyperparameter that counts something and is no int (or a tuple of them): 1.5 layers would drop nothing."""
     for name, value in fields.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"tokensieve.{type(owner).__name__}: {name} must be an int, got {value!r}")
+        items = {f"{name}[{i}]": item for i, item in enumerate(value)} if isinstance(value, tuple) else {name: value}
+        for label, item in items.items():
+            if not isinstance(item, int) or isinstance(item, bool):
+                raise TypeError(f"tokensieve.{type(owner).__name__}: {label} must be an int, got {item!r}")
 
 
 def require_numbers(owner: object, **fields: object) -> None:

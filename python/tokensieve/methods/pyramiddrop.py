@@ -53,7 +53,7 @@ class PyramidDrop(DecoderMethod):
             if isinstance(values, str) or not isinstance(values, Iterable):
                 raise TypeError(f"tokensieve.PyramidDrop: {name} must be a sequence, one value a stage, got {values!r}")
             object.__setattr__(self, name, tuple(values))
-        require_ints(self, **{f"layers[{i}]": layer for i, layer in enumerate(self.layers)})
+        require_ints(self, layers=self.layers)
         require_numbers(self, **{f"keep[{i}]": share for i, share in enumerate(self.keep)})
         require_ints(self, **({} if self.max_length is None else {"max_length": self.max_length}))
         require(len(self.layers) > 0 and min(self.layers) >= 1, self, "layers must be 1 or more", self.layers)

@@ -5,21 +5,34 @@ from __future__ import annotations
 import difflib
 
 from .ademvl import ADEMVL
+from .aim import AIM
+from .atp_llava import ATPLLaVA
+from .avit import AViT
 from .base import Method
 from .damro import DAMRO
+from .dart import DART
 from .divprune import DivPrune
+from .dynamicvit import DynamicViT
+from .dyvte import DyVTE
 from .fastervlm import FasterVLM
 from .fastv import FastV
+from .feather import FEATHER
 from .fopru import FoPru
 from .globalcom2 import GlobalCom2
 from .gsearch import GSearch, PSigmoid
 from .hired import HiRED
+from .ia_red2 import IARed2
 from .lrs import LRS
+from .lscene import LSceneLLM
 from .mirage import MIRAGE
 from .paint import PAINT
 from .pyramiddrop import PyramidDrop
 from .slime import SliME
+from .sparsevlm import SparseVLM
+from .topvim import ToPViM
 from .tsllava import TSLLaVA
+from .var_sink import VAR
+from .videollm_mod import VideoLLMMoD
 from .vispruner import VisPruner
 from .vtc_cls import VTCCLS
 
@@ -42,6 +55,19 @@ _ALL: tuple[type[Method], ...] = (
     SliME,
     LRS,
     PAINT,
+    DART,
+    FEATHER,
+    SparseVLM,
+    AIM,
+    DyVTE,
+    ATPLLaVA,
+    VideoLLMMoD,
+    VAR,
+    LSceneLLM,
+    DynamicViT,
+    AViT,
+    IARed2,
+    ToPViM,
 )
 METHODS: dict[str, type[Method]] = {method.__name__: method for method in _ALL}
 

@@ -165,3 +165,14 @@ def answer_rows(labels: Tensor, max_rows: int, valid_mask: Tensor | None = None)
         before = before & valid_mask[:, :-1]
     before = torch.nn.functional.pad(before, (0, 1))
     return ops.select_topk(before.float(), max_rows, candidates=before)
+
+
+def token_mask(index: Tensor, N: int) -> Tensor:
+    """(B, K) int64 positions, -1 = none -> (B, N) bool, True where a token is named.
+
+    Example:
+        >>> token_mask(torch.tensor([[2, 0, -1]]), 4)
+        tensor([[ True, False,  True, False]])
+    """
+    mask = torch.zeros((index.shape[0], N + 1), dtype=torch.bool, device=index.device)
+    return mask.scatter_(1, torch.where(index < 0, N, index), True)[:, :N]  # -1 lands in a slot that is cut off

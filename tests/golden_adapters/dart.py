@@ -1,0 +1,37 @@
+"""dart: pivots by key norm, then the tokens that resemble them least, in the official order of pivots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokensieve.methods import DART
+from tokensieve.methods.dart import keep_different
+from torch.nn.functional import rms_norm
+
+from .base import Adapter, Case
+
+
+def _run(case: Case) -> dict[str, Any]:
+    p, x = case.params, case.inputs
+    method = DART(
+        tokens=p["max_num_trunction"],
+        ratio=p["reduction_ratio"],
+        image_pivots=p["pivot_image_token"],
+        text_pivots=p["pivot_text_token"],
+    )
+    start, N = p["image_start"], p["N"]
+    position = torch.arange(x["keys"].shape[1])[None]
+    image, text = (position >= start) & (position < start + N), position >= start + N
+    hidden = rms_norm(x["hidden"].float(), x["norm_weight"].shape, x["norm_weight"].float(), 1e-5)
+    kept, of_image, of_text = keep_different(method, hidden[None], x["keys"][None], image, text, [N], order=x["pivot_order"][None])
+    return {
+        "hidden_normed": hidden,
+        "image_pivots": of_image[0],
+        "text_pivots": of_text[0],
+        "kept_idx": kept[0],
+        "keep_all": torch.cat([torch.arange(start), kept[0], torch.arange(start + N, position.shape[1])]),
+    }
+
+
+DART_SET = Adapter("dart", ("hidden", "norm_weight", "keys", "pivot_order"), _run)
