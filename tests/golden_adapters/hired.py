@@ -15,7 +15,8 @@ from .base import Adapter, Case
 def _run(case: Case) -> dict[str, Any]:
     p, x = case.params, case.inputs
     method = HiRED(rate=p["token_budget_rate"], alpha=p["alpha"])
-    scores = [cls_scores(x[f"q_cls_{layer}"][:, :, None], x[f"k_{layer}"]) for layer in ("first", "late")]
+    late = cls_scores(x["q_cls_late"][:, :, None], x["k_late"])
+    scores = [cls_scores(x["q_cls_first"][:, :, None], x["k_first"]) if "q_cls_first" in x else late, late]
     kept = select(*scores, method)
     mask = torch.zeros(scores[1].shape[0], scores[1].shape[1] + 1, dtype=torch.bool)
     mask = mask.scatter_(1, kept.index % mask.shape[1], True)[:, :-1]  # -1 marks the column that is cut off
@@ -26,6 +27,8 @@ def _run(case: Case) -> dict[str, Any]:
         "crop_budgets": kept.counts[1:],
         "mask": mask,
     }
+    if late.shape[0] == 1:  # an image without crops
+        return result | {"out": gather_tokens(x["features"], kept.index)[0]}
     height, width = p["image_size_hw"]
     rows, columns = p["grid_rows_cols"]
     if rows == columns:

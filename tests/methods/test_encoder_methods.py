@@ -120,29 +120,36 @@ def test_tsllava_grids() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(24, 36), (4, 5), (4, 40)])
-def test_tsllava_thumbnail_is_resized_cells_in_a_grid(device: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("pictures", [1, 3, None])
+def test_tsllava_pictures_are_resized_cells_in_a_grid(
+    device: str, dtype: torch.dtype, shape: tuple[int, int], pictures: int | None
+) -> None:
     torch.manual_seed(3)
-    frames = torch.rand(9, 3, *shape).to(device, dtype)
-    got = tsllava.thumbnail(frames, TSLLaVA(frames=6, size=31))
-    assert got.shape == (3, 30, 30)  # 31 is not divisible: a smaller canvas
+    frames = torch.rand(15, 3, *shape).to(device, dtype)
+    got = tsllava.thumbnails(frames, TSLLaVA(frames=6, size=31, pictures=pictures))
+    chosen = list(range(12)) if pictures is None else reference.even_positions(15, 6 * pictures)  # 15 frames fill two pictures
+    assert got.shape == (len(chosen) // 6, 3, 30, 30)  # 31 is not divisible: a smaller canvas
     assert got.dtype == dtype
-    for place, frame in enumerate(reference.even_positions(9, 6)):
-        y, x = place // 2 * 10, place % 2 * 15
+    for place, frame in enumerate(chosen):
+        picture, y, x = place // 6, place % 6 // 2 * 10, place % 2 * 15
         mode: dict[str, Any] = {"mode": "area"} if min(10 - shape[0], 15 - shape[1]) < 0 else {"mode": "bilinear", "align_corners": False}
         want = torch.nn.functional.interpolate(frames[frame : frame + 1].float(), size=(10, 15), **mode)[0]
-        assert torch.equal(got[:, y : y + 10, x : x + 15], want.to(dtype))
+        assert torch.equal(got[picture, :, y : y + 10, x : x + 15], want.to(dtype))
 
 
 def test_tsllava_sequences(device: str) -> None:
-    features, picture = torch.randn(4, 6, 3, device=device), torch.randn(5, 3, device=device)
+    features, picture = torch.randn(4, 6, 3, device=device), torch.randn(2, 5, 3, device=device)
+    shown = picture.flatten(0, 1)
     want = features.flatten(0, 1)[reference.even_positions(24, 7)]
-    assert torch.equal(tsllava.aggregate(features, picture, TSLLaVA(tokens=7))[0], torch.cat([want, picture]))
-    assert torch.equal(tsllava.aggregate(features, picture, TSLLaVA(tokens=7, thumbnail_first=True))[0], torch.cat([picture, want]))
-    assert torch.equal(tsllava.aggregate(features, picture, TSLLaVA(tokens=0))[0], picture)
+    assert torch.equal(tsllava.aggregate(features, picture, TSLLaVA(tokens=7))[0], torch.cat([want, shown]))
+    assert torch.equal(tsllava.aggregate(features, picture, TSLLaVA(tokens=7, thumbnail_first=True))[0], torch.cat([shown, want]))
+    assert torch.equal(tsllava.aggregate(features, picture, TSLLaVA(tokens=0))[0], shown)
     with pytest.raises(ValueError, match=r"tokens must be in \[0, T \* N = 24\], got 25"):
         tsllava.sample_tokens(features, 25)
     with pytest.raises(ValueError, match="size must be at least the 3 x 2 grid, got 2"):
-        tsllava.thumbnail(torch.rand(2, 3, 4, 4), TSLLaVA(size=2))
+        tsllava.thumbnails(torch.rand(2, 3, 4, 4), TSLLaVA(size=2))
+    with pytest.raises(ValueError, match="frames must fill a picture of 6, got 5"):
+        tsllava.thumbnails(torch.rand(5, 3, 4, 4), TSLLaVA(pictures=None))
     with pytest.raises(ValueError, match="total must be positive"):
         tsllava.even_index(0, 1)
 
@@ -226,6 +233,7 @@ def test_steps_capture_no_host_value() -> None:
         (lambda: HiRED(regions="rows"), "HiRED: regions must be 'bands' or 'cells', got 'rows'"),
         (lambda: TSLLaVA(frames=0), "TSLLaVA: frames must be 1 or more, got 0"),
         (lambda: TSLLaVA(tokens=-1), "TSLLaVA: tokens must be 0 or more, got -1"),
+        (lambda: TSLLaVA(pictures=0), "TSLLaVA: pictures must be 1 or more, or None, got 0"),
         (lambda: TSLLaVA(size=0), "TSLLaVA: size must be 1 or more, got 0"),
         (lambda: DAMRO(tokens=-1), "DAMRO: tokens must be 0 or more, got -1"),
         (lambda: DAMRO(beta=0), r"DAMRO: beta must be in \(0, 1\], got 0"),
