@@ -243,6 +243,26 @@ class Depths(DecoderMethod):
 
 
 @dataclass(frozen=True)
+class Early(DecoderMethod):
+    """Before the first layer: the image tokens most like the last text token, by input embeddings."""
+
+    keep: int = 7
+    renumber: bool = True
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage(0),)
+
+    def keep_count(self, stage: int, n_full: int) -> int:
+        return min(n_full, self.keep)
+
+    def select(self, view: StageView) -> Tensor:
+        last = ops.gather_tokens(view.hidden, torch.tensor(view.last)[:, None])
+        number, _ = view.patches()
+        return view.topk((view.hidden * last).sum(2) + 1e-3 * number)  # placeholders without pixels are all alike
+
+
+@dataclass(frozen=True)
 class Notes(DecoderMethod):
     """Drops nothing; notes the sizes of the residual stream, as a search for sink tokens does."""
 
@@ -277,4 +297,6 @@ DECODER: list[Any] = [
     Recycling(renumber=False),
     Exit(),
     Depths(scale=0.7),
+    Early(),
+    Early(renumber=False),
 ]

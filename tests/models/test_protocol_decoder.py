@@ -14,7 +14,7 @@ from tokensieve.methods import DecoderMethod, FastV, PyramidDrop  # noqa: E402
 from tokensieve.models import sieve  # noqa: E402
 
 from models import oracles, tiny  # noqa: E402
-from models.doubles import Depths, Exit, Pivots, PlainGrid, Received, Recycling  # noqa: E402
+from models.doubles import Depths, Early, Exit, Pivots, PlainGrid, Received, Recycling  # noqa: E402
 
 FLASH = oracles.register_flash()
 IMAGE = [(4, 24)]
@@ -166,3 +166,35 @@ def test_training_through_skipped_layers_reaches_the_router() -> None:
     _depths(full, ids, method.stages, kept).square().mean().backward()
     for (name, a), b in zip(model.named_parameters(), full.parameters()):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [Received(), Received(masking=True), PlainGrid(), Pivots(), Exit(-1e9), Early(renumber=False)])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", FLASH])
+def test_a_second_turn_with_another_image_equals_masks_on_the_full_model(method: Any, attention: str) -> None:
+    """Keys of the first turn are in the cache, other ones in every layer; then a decode step."""
+    if attention == FLASH and method.masking:
+        pytest.skip("flash attention gives rows that are hidden no output")
+    model, full = tiny.llama(attention), tiny.llama("eager")
+    ids = torch.randint(2, 90, (1, 60), generator=torch.Generator().manual_seed(3))
+    visible = torch.ones(tiny.LAYERS, 61, dtype=torch.bool)
+    with sieve(model, method) as run:
+        cache, logits = None, []
+        for start, end, image in ((0, 34, (4, 24)), (34, 60, (38, 18))):
+            run.set_images(spans=[image])
+            out = model(ids[:, start:end], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            logits.append((start + run.output_columns[0], out.logits[0]))
+            for stage, patches in zip(method.stages, [k[0][0] for k in run.kept]):
+                visible[stage.layer :, image[0] : sum(image)] = False
+                visible[stage.layer :, image[0] + patches] = True
+        step = model(torch.tensor([[7]]), past_key_values=cache).logits
+    assert any(0 < int(row[38:56].sum()) < 18 for row in visible) or isinstance(method, Exit)
+    with oracles.hidden_keys_of_each_layer(full, visible):
+        wanted = full(torch.cat([ids, torch.tensor([[7]])], 1), output_attentions=True)
+    for columns, got in logits:
+        torch.testing.assert_close(got, wanted.logits[0, columns], rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(step[0, 0], wanted.logits[0, 60], rtol=1e-4, atol=2e-5)
+    if isinstance(method, Received) and method.masking:  # what the second turn's rows, hidden ones too, attend to in layer 1
+        scores = wanted.attentions[1][0, :, 34:60, 38:56].mean((0, 1))
+        assert visible[2, 38:56].nonzero()[:, 0].tolist() == scores.topk(12)[1].sort()[0].tolist()

@@ -22,7 +22,7 @@ from .layout import Chunk, Prompt, Run, read_chunk
 from .points import points_of
 from .report import Timer
 from .support import Parts
-from .vision import VisionSieve, side
+from .vision import VisionSieve
 
 _ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
 
@@ -335,7 +335,7 @@ class DecoderSieve:
             query_positions=None if key is None else rows.positions(key.shape[2] - chunk.size),
             state=call.scratch,
             runs=self.image_runs(call.prompt),
-            side=None if self.vision is None or self.parts.anyres else side(self.parts),
+            side=None if self.vision is None or self.parts.anyres else self.vision.side,
             norm=self.parts.decoder.norm,
             embeddings=call.embeddings,
         )

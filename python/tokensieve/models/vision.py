@@ -45,7 +45,10 @@ class VisionSieve:
         self.sizes: list[tuple[int, int]] = []  # any resolution: (width, height) of each image
         self.images = 0  # of the last vision call
         self._original_pack: Any = None
+        self.anyres = parts.anyres
+        self.N, self.side = patches(parts), side(parts)  # tokens of a crop, and its (rows, columns); a config takes 3 us to read
         self.state: dict[str, Any] = {}
+        self.promised: list[int] | None = None  # `keep_count` of every row of a call
         self.layers: tuple[int, ...] = ()
         self.places = False  # whether places in the prompt matter: the method reads or writes what is there
         if isinstance(method, EncoderMethod):
@@ -73,7 +76,7 @@ class VisionSieve:
 
     def attach(self) -> None:
         """Starts to follow how an any-resolution model packs its crops."""
-        if self.parts.anyres:
+        if self.anyres:
             self._original_pack = self.parts.multimodal.pack_image_features
             self.parts.multimodal.pack_image_features = self._pack
 
@@ -109,7 +112,7 @@ class VisionSieve:
 
     def image_lengths(self) -> list[int]:
         """Tokens of each image of the last vision call; one number for all where every image has as many."""
-        return [len(ids) for ids in self.packed] if self.parts.anyres else [patches(self.parts)]
+        return [len(ids) for ids in self.packed] if self.anyres else [self.N]
 
     def split_runs(self, runs: list[list[Run]]) -> list[list[Run]]:
         """(start, length) of every image of every sample; neighbours without text between them are told apart by the encoder's lengths."""
@@ -131,10 +134,10 @@ class VisionSieve:
             image_mask: (B, S) bool, image tokens; counts: how many each sample has; hidden: (B, S, C) what enters the decoder.
             state: the method's own, in every view of the prompt.
         """
-        self.state = state
+        self.state, self.promised = state, self._row_counts()
         if self.images == 0:
             raise ValueError(f"tokensieve.sieve: {type(self.method).__name__} needs the images: pass pixel_values, got a prompt without")
-        lengths = self.image_lengths() if self.parts.anyres else self.image_lengths() * self.images
+        lengths = self.image_lengths() if self.anyres else self.image_lengths() * self.images
         repeats, rest = divmod(sum(counts), sum(lengths))
         if rest or repeats == 0:
             raise ValueError(f"tokensieve.sieve: the prompts must hold the images' {sum(lengths)} tokens, got {sum(counts)} placeholders")
@@ -161,8 +164,8 @@ class VisionSieve:
 
     def _kept(self, flags: Tensor, lengths: list[int]) -> list[int]:
         """Tokens kept of each image."""
-        promised = self._row_counts()
-        if promised is not None and self.parts.anyres and self.method.scope != "stream":
+        promised = self.promised
+        if promised is not None and self.anyres and self.method.scope != "stream":
             rows, promised, first = promised, [], 0
             for ids, n in zip(self.packed, self.crops):
                 newlines = int((ids < 0).sum()) if self.method.keep_newlines else 0
@@ -170,24 +173,27 @@ class VisionSieve:
                 first += n
         if promised is not None and flags.device.type != "cpu" and not _debug.enabled:
             return promised
-        marks = torch.nn.utils.rnn.pad_sequence(list(flags.split(lengths)), batch_first=True)
+        if len(set(lengths)) == 1:
+            marks = flags.view(len(lengths), -1)
+        else:
+            marks = torch.nn.utils.rnn.pad_sequence(list(flags.split(lengths)), batch_first=True)
         return counted(self.method, marks, promised, "images")
 
     def _row_counts(self) -> list[int] | None:
         """`keep_count` of every row."""
         if self.method.scope == "stream":
-            candidates = self.image_lengths() if self.parts.anyres else self.image_lengths() * self.images
-        elif self.parts.anyres:
+            candidates = self.image_lengths() if self.anyres else self.image_lengths() * self.images
+        elif self.anyres:
             candidates = self._present().sum(1).tolist()
         else:
-            candidates = [patches(self.parts)] * self.images
+            candidates = [self.N] * self.images
         counts = [self.method.keep_count(n) for n in candidates]
         return None if None in counts else counts
 
     def _numbers(self) -> Tensor:
         """(T,) on the host, crop * N + patch of every image token of the call, crops counted over all images; -1 = newline."""
-        N = patches(self.parts)
-        if not self.parts.anyres:
+        N = self.N
+        if not self.anyres:
             return torch.arange(self.images * N)
         order, first = [], 0
         for ids, n in zip(self.packed, self.crops):
@@ -197,40 +203,43 @@ class VisionSieve:
 
     def _present(self) -> Tensor:
         """(crops, N) bool on the host, patches that reach the language model."""
-        N, ids = patches(self.parts), self._numbers()
+        N, ids = self.N, self._numbers()
         present = torch.zeros(self.images * N, dtype=torch.bool)
         present[ids[ids >= 0]] = True
         return present.view(-1, N)
 
-    def _select_patches(self, _lengths: list[int], hidden: Tensor, place: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _select_patches(self, lengths: list[int], hidden: Tensor, place: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Scopes "crop" and "image": (flags, order, made) over the image tokens of the call; see `_select_stream`."""
-        N, numbers, rows = patches(self.parts), self._numbers(), self._row_counts()
-        where = to_device(numbers, place.device)
-        candidates = to_device(self._present(), place.device) if self.parts.anyres else None
-        by_image = self.method.scope == "image"
-        sizes = (self.crops if self.parts.anyres else [1] * self.images) if by_image else [self.images]
-        flags, rank, made, first = [], [], [], 0
+        N, rows, method = self.N, self.promised, self.method
+        candidates = to_device(self._present(), place.device) if self.anyres else None
+        by_image = method.scope == "image"
+        sizes = (self.crops if self.anyres else [1] * self.images) if by_image else [self.images]
+        indices, made, first = [], [], 0
         for image, n in enumerate(sizes):
-            view = self._view(slice(first, first + n), candidates, rows, image if by_image and self.parts.anyres else None)
-            index, new = _ask(self.method, view)
+            view = self._view(slice(first, first + n), candidates, rows, image if by_image and self.anyres else None)
+            index, new = _ask(method, view)
             if index is None:
-                return torch.ones_like(where, dtype=torch.bool), None, None
-            flags.append(_mark(index, N))
-            rank.append(_rank(index, N))
+                return torch.ones(sum(lengths), dtype=torch.bool, device=place.device), None, None
+            indices.append(index)
             made.append(_spread(new, index, N))
             first += n
+        chosen = _joined([_mark(index, N) for index in indices]).flatten()
+        if not self.anyres and not self.places:
+            return chosen, None, None
+        where = to_device(self._numbers(), place.device)  # once a prompt; the packing itself reads image sizes on the host
         safe = where.clamp(min=0)
-        chosen = torch.cat(flags).flatten()[safe] & (where >= 0)
+        chosen = chosen[safe] & (where >= 0)
         order = None
-        if self.method.ordered:
+        if method.ordered:
             row = torch.where(where < 0, self.images + torch.arange(len(where), device=where.device), safe // N)
-            order = _order(row, torch.cat(rank).flatten()[safe].where(chosen, N), N)
+            rank = _joined([_rank(index, N) for index in indices]).flatten()
+            order = _order(row, rank[safe].where(chosen, N), N)
+        parts = [m for m in made if m is not None]
         values = None
-        if any(m is not None for m in made):
+        if parts:
             old = hidden[place]
-            assert all(m is not None for m in made)
-            values = torch.where(chosen[:, None], torch.cat([m for m in made if m is not None]).flatten(0, 1)[safe].to(old.dtype), old)
-        if self.method.keep_newlines:
+            values = torch.where(chosen[:, None], _joined(parts).flatten(0, 1)[safe].to(old.dtype), old)
+        if method.keep_newlines:
             chosen = chosen | (where < 0)
         return chosen, order, values
 
@@ -247,7 +256,7 @@ class VisionSieve:
             n = len(list(group))
             part = tokens[first : first + n * length].view(n, length, -1)
             count = self.method.keep_count(length)
-            view = ImageView(projected=part, counts=None if count is None else [count] * n, side=side(self.parts), state=self.state)
+            view = ImageView(projected=part, counts=None if count is None else [count] * n, side=self.side, state=self.state)
             index, new = _ask(self.method, view)
             if index is None:
                 return torch.ones_like(place, dtype=torch.bool), None, None
@@ -281,11 +290,15 @@ class VisionSieve:
             candidates=cut(candidates),
             counts=None if counts is None else counts[rows],
             grid=grid,
-            side=side(self.parts),
+            side=self.side,
             image_size=None if image is None else self.sizes[image],
             project=self.parts.multimodal.multi_modal_projector.forward,
             state=self.state,
         )
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _ask(method: EncoderMethod, view: ImageView) -> tuple[Any, Tensor | None]:
@@ -324,12 +337,16 @@ def _order(row: Tensor, rank: Tensor, dropped: int) -> Tensor:
 
 def side(parts: Parts) -> tuple[int, int]:
     """(rows, columns) of patches in an image or crop."""
+    if parts.multimodal is None:
+        return 0, 0
     config = parts.multimodal.config.vision_config
     return (config.image_size // config.patch_size,) * 2
 
 
 def patches(parts: Parts) -> int:
     """Tokens that one image of a fixed-resolution model, or one crop, becomes."""
+    if parts.multimodal is None:
+        return 0
     (rows, columns), config = side(parts), parts.multimodal.config
     has_cls = not config.vision_config.model_type.startswith("siglip")
     return rows * columns + has_cls - (config.vision_feature_select_strategy == "default")
