@@ -164,7 +164,8 @@ def merge_dropped(hidden: Tensor, clusters: int, *, noise: Tensor | None = None)
     density = (-distance.topk(clusters, largest=False).values.square().mean(-1)).exp()
     if noise is not None:
         density = density + noise * 1e-6
-    denser = density[:, None, :] > density[:, :, None]
+    earlier = torch.ones(R, R, dtype=torch.bool, device=x.device).tril(-1)  # two nearest neighbours are equally dense: the first leads
+    denser = (density[:, None, :] > density[:, :, None]) | ((density[:, None, :] == density[:, :, None]) & earlier)
     delta = torch.where(denser, distance, distance.flatten(1).amax(1)[:, None, None]).amin(-1)
     centres = ops.select_topk(density * delta, clusters, order="score")
     nearest = ops.gather_tokens(distance, centres).argmin(1)  # (B, R)
