@@ -8,12 +8,12 @@
 //
 // Bytes: N * dtype + 8 K; about 6 vector passes over keys in L1 or L2 (50k keys: 200 KB). Bound by instructions: one thread a row.
 // Tie rule: larger score, then lower index; NaN below -inf; -0.0 == +0.0. Exact, the same on every level.
+#include "select/cut_cpu.h"
 #include "select/keys_cpu.h"
+#include "select/sort_cpu.h"
 #include "select/topk_cpu_layout.h"
 
 TS_ISA_BEGIN
-
-constexpr int64_t kInsertionSort = 40;  // up to here insertion beats four radix passes
 
 // Applies candidates and always_keep to the keys. Returns how many tokens compete: with k or more always_keep tokens only those.
 static int64_t apply_masks(const uint8_t* candidates, const uint8_t* always, int64_t count, int64_t k, int32_t* keys, bool* always_only) {
@@ -33,56 +33,6 @@ static int64_t apply_masks(const uint8_t* candidates, const uint8_t* always, int
   return *always_only ? kept : eligible;
 }
 
-TS_INLINE int64_t count_above(const int32_t* keys, int64_t count, int32_t threshold) {
-  int32_t above = 0;
-  for (int64_t i = 0; i < count; ++i) above += keys[i] > threshold ? 1 : 0;
-  return above;
-}
-
-struct Cut {
-  int32_t threshold;  // keys above it are selected ...
-  int64_t ties;       // ... and the first `ties` keys equal to it
-};
-
-// The k largest of `count` keys (a multiple of 16, padded with kExcluded), `eligible` of which are not excluded; 0 < k <= eligible.
-static Cut find_cut(const int32_t* keys, int64_t count, int64_t eligible, int64_t k, int32_t* spare) {
-  uint32_t least = UINT32_MAX;
-  int32_t high = INT32_MIN;
-  for (int64_t i = 0; i < count; ++i) {  // unsigned with kExcluded on top: the smallest key that counts
-    const uint32_t key = static_cast<uint32_t>(keys[i]) + 0x7fffffffu;
-    least = key < least ? key : least;
-    high = keys[i] > high ? keys[i] : high;
-  }
-  // above(t) = number of keys > t. Invariant: above(high) < k <= above(low).
-  int32_t low = static_cast<int32_t>(least - 0x7fffffffu) - 1;
-  int64_t above_low = eligible, above_high = 0;
-  while (above_low != k) {
-    if (static_cast<int64_t>(high) - low == 1) return {high, k - above_high};  // one value left: ties
-    const int32_t middle = static_cast<int32_t>((static_cast<int64_t>(low) + high) >> 1);
-    const int64_t above_middle = count_above(keys, count, middle);
-    if (above_middle >= k) {
-      low = middle;
-      above_low = above_middle;
-    } else {
-      high = middle;
-      above_high = above_middle;
-    }
-    if (count > 256 && (above_low - above_high) * 4 < count) {  // pack the keys in (low, high]; in place after the first time
-      int64_t left = 0;
-      for (int64_t i = 0; i < count; i += kLanes) {
-        left += append_keys(spare + left, keys + i, above(keys + i, low) & ~above(keys + i, high));
-      }
-      k -= above_high;
-      above_low -= above_high;
-      above_high = 0;
-      count = (left + kLanes - 1) / kLanes * kLanes;
-      for (int64_t i = left; i < count; ++i) spare[i] = kExcluded;
-      keys = spare;
-    }
-  }
-  return {low, 0};
-}
-
 // Positions of the selected keys in ascending order; returns their end.
 static int64_t* pack_positions(const int32_t* keys, int64_t count, Cut cut, int64_t offset, int64_t* out, const int64_t* selected_end,
                                const int64_t* end) {
@@ -94,50 +44,6 @@ static int64_t* pack_positions(const int32_t* keys, int64_t count, Cut cut, int6
   }
   for (; out < selected_end; i += kLanes) out = append_positions(out, end, offset + i, above(keys + i, cut.threshold));
   return out;
-}
-
-struct Pairs {
-  uint32_t* key;  // inverted: ascending order is the order we want
-  uint32_t* position;
-};
-
-static void insertion_sort(Pairs x, int64_t count) {
-  for (int64_t i = 1; i < count; ++i) {
-    const uint32_t key = x.key[i], position = x.position[i];
-    int64_t j = i;
-    for (; j > 0 && x.key[j - 1] > key; --j) {
-      x.key[j] = x.key[j - 1];
-      x.position[j] = x.position[j - 1];
-    }
-    x.key[j] = key;
-    x.position[j] = position;
-  }
-}
-
-// Stable, 4 digits of 8 bits; digits that all keys share are skipped. Returns which buffer holds the result.
-static Pairs radix_sort(Pairs x, Pairs other, int64_t count) {
-  uint32_t start[4][256] = {};
-  for (int64_t i = 0; i < count; ++i) {
-    for (int digit = 0; digit < 4; ++digit) ++start[digit][x.key[i] >> (8 * digit) & 255];
-  }
-  for (int digit = 0; digit < 4; ++digit) {
-    if (start[digit][x.key[0] >> (8 * digit) & 255] == static_cast<uint32_t>(count)) continue;
-    uint32_t total = 0;
-    for (int v = 0; v < 256; ++v) {
-      const uint32_t here = start[digit][v];
-      start[digit][v] = total;
-      total += here;
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      const uint32_t to = start[digit][x.key[i] >> (8 * digit) & 255]++;
-      other.key[to] = x.key[i];
-      other.position[to] = x.position[i];
-    }
-    const Pairs swap = x;
-    x = other;
-    other = swap;
-  }
-  return x;
 }
 
 struct Row {

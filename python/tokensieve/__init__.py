@@ -25,10 +25,12 @@ from .ops import (
     pool_scores,
     prune_tokens,
     scatter_tokens,
+    score_quantiles,
     select_diverse,
     select_mass,
     select_threshold,
     select_topk,
+    tukey_fence,
     unpack_tokens,
 )
 
@@ -60,11 +62,13 @@ __all__ = [
     "prune_tokens",
     "scatter_tokens",
     "schedules",
+    "score_quantiles",
     "select_diverse",
     "select_mass",
     "select_threshold",
     "select_topk",
     "sieve",
+    "tukey_fence",
     "unpack_tokens",
 ]
 

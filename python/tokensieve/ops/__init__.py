@@ -11,6 +11,7 @@ from .pack import Packed, pack_tokens, unpack_tokens
 from .pagerank import attention_pagerank
 from .pool import pool_scores
 from .prune import PruneResult, prune_tokens
+from .quantiles import score_quantiles, tukey_fence
 from .ragged import Selection, select_mass, select_threshold
 from .scatter import scatter_tokens
 from .score import attention_scores
@@ -35,9 +36,11 @@ __all__ = [
     "pool_scores",
     "prune_tokens",
     "scatter_tokens",
+    "score_quantiles",
     "select_diverse",
     "select_mass",
     "select_threshold",
     "select_topk",
+    "tukey_fence",
     "unpack_tokens",
 ]
