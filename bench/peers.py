@@ -39,6 +39,48 @@ def map_scores(query: Tensor, key: Tensor, span: Range, row: int, causal: bool) 
     return weights.mean(1)[:, row, span[0] : span[1]]
 
 
+def _all_weights(query: Tensor, key: Tensor, causal: bool, temperature: float = 1.0) -> Tensor:
+    """(B, H, N, N) attention weights in float32, as `output_attentions=True` gives them."""
+    B, H, L, D = query.shape
+    Hkv, N = key.shape[1:3]
+    if Hkv != H:
+        key = key[:, :, None].expand(B, Hkv, H // Hkv, N, D).reshape(B, H, N, D)
+    logits = query @ key.transpose(2, 3) * (D**-0.5 / temperature)
+    if causal:
+        logits = logits + torch.zeros(L, N, dtype=query.dtype, device=query.device).masked_fill(_future(L, N, query.device), -math.inf)
+    return torch.softmax(logits, -1, dtype=torch.float32)
+
+
+def map_columns(query: Tensor, key: Tensor, causal: bool) -> Tensor:
+    """(B, N) mean over heads and rows of the whole map."""
+    return _all_weights(query, key, causal).mean(1).mean(1)
+
+
+def chunked_columns(query: Tensor, key: Tensor, causal: bool, rows: int = 128) -> Tensor:
+    """(B, N) as a careful user writes it: a few rows of the map at a time, only the keys that they see, sums kept."""
+    B, H, L, D = query.shape
+    Hkv, N = key.shape[1:3]
+    total = torch.zeros(B, N, dtype=torch.float32, device=query.device)
+    for begin in range(0, L, rows):
+        end = min(L, begin + rows)
+        seen = N - L + end if causal else N
+        part = query[:, :, begin:end].reshape(B, Hkv, H // Hkv * (end - begin), D)
+        logits = (part @ key[:, :, :seen].transpose(-1, -2)).view(B, H, end - begin, seen) * (D**-0.5)
+        if causal:
+            logits = logits.masked_fill(_future(end - begin, seen, query.device), -math.inf)
+        total[:, :seen] += torch.softmax(logits, -1, dtype=torch.float32).sum((1, 2))
+    return total / (H * L)
+
+
+def map_pagerank(query: Tensor, key: Tensor, temperature: float, iterations: int) -> Tensor:
+    """(B, H, N) of the stored causal map, as AIM's code does it."""
+    weights = _all_weights(query, key, True, temperature)
+    v = torch.full((*weights.shape[:2], 1, weights.shape[3]), 1.0 / weights.shape[3], device=query.device)
+    for _ in range(iterations):
+        v = v @ weights
+    return v[:, :, 0]
+
+
 def _future(L: int, N: int, device: torch.device) -> Tensor:
     return torch.ones(L, N, dtype=torch.bool, device=device).triu(N - L + 1)
 
