@@ -6,10 +6,11 @@
 
 namespace tokensieve {
 
-constexpr int64_t kStripRows = 24;                   // query rows whose logits are held at once: a multiple of every level's tile (2, 6, 8)
-constexpr int64_t kStripSlack = 96;                  // floats behind a strip's row: the end of a panel (32), a slice of columns (64)
-constexpr int64_t kPackedFloats = int64_t{1} << 23;  // packed keys of a wave: 32 MB, or one key head
-constexpr int64_t kWaveTasks = 64;                   // parallel tasks of a wave, at least, where there are rows for them
+constexpr int64_t kStripRows = 24;   // query rows whose logits are held at once: a multiple of every level's tile (2, 6, 8)
+constexpr int64_t kStripSlack = 96;  // floats behind a strip's row: the end of a panel (32), a slice of columns (64)
+// Packed keys of a wave: 8 MB, or one key head. They are read once for 24 rows, so they should stay in the last-level cache.
+constexpr int64_t kPackedFloats = int64_t{1} << 21;
+constexpr int64_t kWaveTasks = 64;  // parallel tasks of a wave, at least, where there are rows for them
 
 struct ColsumLayout {
   int64_t group = 1;                   // query heads per key head
