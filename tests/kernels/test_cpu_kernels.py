@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kernels import test_topk_cuda as topk
-from kernels.score_reference import MAX, MEAN, NONE, RANGE, SUM, Case
+from kernels.score_reference import LOGIT, MAX, MEAN, NONE, RANGE, SIGMOID, SUM, VISIBLE, Case
 from kernels.score_reference import check as check_score
 from kernels.test_gather_cuda import Tokens, gathered, scattered, unique_index
 
@@ -52,6 +52,13 @@ CASES = [
     Case(H=6, Hkv=1, L=2, N=40, D=300, dtype="float16", offset_bytes=2),
     Case(B=2, L=3, N=40, positions=[[39, -1, 5], [-1, -1, -1]]),
 ]
+OPTIONS = [  # of both kernels of attention_scores
+    Case(H=4, Hkv=2, L=5, N=300, D=24, activation=LOGIT, query_reduction=MAX, causal=True, bias="bool"),
+    Case(H=4, Hkv=2, L=40, N=70, D=24, activation=SIGMOID, query_reduction=VISIBLE, causal=True, accumulate=True),
+    Case(B=2, H=4, L=6, Hkv=4, N=90, head_weights=[0.5, 0.0, 2.0, 1.0], query_reduction=VISIBLE, bias="bool", row_weights=True),
+    Case(B=2, H=2, L=26, N=60, activation=LOGIT, query_reduction=NONE, head_reduction=NONE, accumulate=True, key_range=(7, 52)),
+]
+CASES += OPTIONS
 # The same calls by the all-row kernel, and sizes around its strips of 24 rows; a wave packs at most 128 key heads.
 STRIPS = [replace(case, plan={"algo": "cpu_strip"}) for case in CASES if case.query_reduction != NONE or case.head_reduction == NONE]
 STRIPS += [
