@@ -9,21 +9,8 @@ import pytest
 import torch
 from reference import encoder as reference
 from tokensieve.methods import LRS, PAINT, lrs, paint
-from tokensieve.methods.step import quantiles
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 576, 577])
-def test_quantiles_are_those_of_torch(device: str, n: int) -> None:
-    torch.manual_seed(0)
-    scores, some = torch.randn(5, n, device=device), torch.rand(5, n, device=device) > 0.4
-    some[:, 0] = True
-    for q in ((0.05, 0.95), (0.25, 0.75), (0.0, 0.5, 1.0)):
-        points = torch.tensor(q, device=device)
-        assert torch.equal(quantiles(scores, q), torch.quantile(scores, points, dim=1).T)
-        rows = [torch.quantile(row[mask], points) for row, mask in zip(scores, some)]
-        assert torch.equal(quantiles(scores, q, some), torch.stack(rows))
 
 
 @pytest.mark.parametrize("columns", [None, 6])

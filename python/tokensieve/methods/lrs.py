@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import TensorMethod, require, require_numbers
-from .step import marked, quantiles, to_device
+from .step import marked, to_device
 
 Pair = tuple[int, int]
 
@@ -93,7 +93,7 @@ def keep_threshold(scores: Tensor, method: LRS, valid: Tensor | None = None) -> 
         >>> keep_threshold(torch.tensor([[0.0, 1.0, 5.0, 9.0, 10.0]]), LRS(threshold=0.5))
         (tensor([[ 3,  4, -1, -1, -1]]), tensor([2]))
     """
-    low, high = quantiles(scores, (0.05, 0.95), valid).split(1, 1)
+    low, high = ops.score_quantiles(scores, (0.05, 0.95), candidates=valid).split(1, 1)
     scaled = ((scores.float() - low) / (high - low)).clamp(0, 1)
     chosen = ops.select_threshold(scaled, method.threshold, capacity=scores.shape[1], candidates=valid)
     return chosen.index, chosen.counts

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import TensorMethod, require, require_ints, require_numbers
-from .step import marked, quantiles
+from .step import marked
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ def streams(first: Tensor, late: Tensor, method: PAINT) -> Streams:
         >>> found.local.int().tolist(), found.summary.int().tolist()
         ([[0, 1, 0, 0, 0, 0, 0, 0]], [[0, 0, 0, 0, 0, 1, 0, 0]])
     """
-    low, high = quantiles(late, (0.25, 0.75)).split(1, 1)
-    summary = late > high + 1.5 * (high - low)  # as many of the largest as there are outliers: the outliers themselves
+    summary = late > ops.tukey_fence(late)[:, None]  # as many of the largest as there are outliers: the outliers themselves
     local = marked(ops.select_topk(first, method.local_count(first.shape[1])), first.shape[1])
     return Streams(local & ~summary, summary)
 

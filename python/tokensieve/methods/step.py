@@ -42,20 +42,6 @@ def marked(index: Tensor, size: int) -> Tensor:
     return marks.scatter_(1, torch.where(index < 0, size, index), True)[:, :size]
 
 
-def quantiles(scores: Tensor, q: Sequence[float], candidates: Tensor | None = None) -> Tensor:
-    """(B, len(q)) float32, linear between the two nearest scores of a row, as torch.quantile; candidates (B, N) bool: of these alone.
-
-    Example:
-        >>> quantiles(torch.tensor([[3.0, 1.0, 2.0, 9.0]]), (0.5, 0.75), torch.tensor([[True, True, True, False]]))
-        tensor([[2.0000, 2.5000]])
-    """
-    known = scores.float() if candidates is None else scores.float().masked_fill(~candidates, torch.inf)
-    last = torch.full((1, 1), scores.shape[1] - 1.0, device=scores.device) if candidates is None else candidates.sum(1, keepdim=True) - 1.0
-    at = last.clamp(min=0) * to_device(torch.tensor(q, dtype=torch.float32), scores.device)
-    at, ranked = at.expand(scores.shape[0], -1), known.sort(1).values
-    return torch.lerp(ranked.gather(1, at.long()), ranked.gather(1, at.ceil().long()), at.frac())
-
-
 def prune_span(
     query: Tensor,
     key: Tensor,
