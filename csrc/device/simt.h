@@ -25,6 +25,11 @@
 #define SIMT_DYN_SHARED(type, name)                                           \
   extern __shared__ __align__(128) unsigned char tokensieve_dynamic_shared[]; \
   type* const name = reinterpret_cast<type*>(tokensieve_dynamic_shared)
+// type* name = `count` elements of the dynamic shared memory from byte `offset` on. Under the emulator a block of its own, so that a step
+// over its end is one that AddressSanitizer sees.
+#define SIMT_CARVE(type, name, offset, count)                                 \
+  extern __shared__ __align__(128) unsigned char tokensieve_dynamic_shared[]; \
+  type* const name = reinterpret_cast<type*>(tokensieve_dynamic_shared + (offset))
 #define SIMT_NOINLINE __noinline__
 #else
 #include "testing/simt/cuda_names.h"

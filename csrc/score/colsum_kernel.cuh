@@ -142,10 +142,13 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
   SIMT_SHARED(int, bounds, [2 * kCols / 16]);
   SIMT_SHARED(float, parts, [kWarps]);
   SIMT_SHARED(int, is_last);
-  SIMT_DYN_SHARED(unsigned char, dynamic);
   const ScoreParams& p = a.p;
   const RowTable table = {facts, weights, ends, bounds};
   const int D = static_cast<int>(p.D), cols = Core::cols(D), group = static_cast<int>(p.H / p.Hkv);
+  const int stationary_bytes = Core::stationary_bytes(D), buffer_bytes = cols * Core::row_bytes(D);
+  SIMT_CARVE(unsigned char, stationary, 0, stationary_bytes);
+  SIMT_CARVE(unsigned char, even, stationary_bytes, buffer_bytes);
+  SIMT_CARVE(unsigned char, odd, stationary_bytes + buffer_bytes, buffer_bytes);
   // Early keys are seen by most rows: they start first.
   const unsigned units = static_cast<unsigned>(p.B * p.Hkv) * static_cast<unsigned>(a.col_splits);
   const int tile = static_cast<int>(blockIdx.x / units), rest = static_cast<int>(blockIdx.x % units), split = rest % a.col_splits;
@@ -157,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
 
   Core core;
   core.load(static_cast<const T*>(p.key) + b * p.key_stride[0] + kv_head * p.key_stride[1] + tile_key * p.key_stride[2], p.key_stride[2],
-            count, D, a.wide_loads, 0, dynamic);
+            count, D, a.wide_loads, 0, stationary);
   const float scale = p.scale * kLog2E;
 
   // Tiles of query rows [first, tiles), every col_splits-th of them: under a causal mask all splits then have the same work.
@@ -165,8 +168,6 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
   const int64_t first_row = p.causal && p.query_positions == nullptr ? tile_key - (p.N - p.L) : 0;
   const int first = (first_row <= 0 ? 0 : static_cast<int>(first_row / cols)) + split;
   const int per_head = tiles <= first ? 0 : (tiles - first + a.col_splits - 1) / a.col_splits, items = group * per_head;
-  unsigned char* buffers = Core::streamed(dynamic, D);
-  const int buffer_bytes = cols * Core::row_bytes(D);
 
   float sum[kTiles][2], seen[kTiles][2];
   const float start = p.query_reduction == Reduction::kMax ? -infinity() : 0.0f;
@@ -194,7 +195,7 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
   const auto prefetch = [&](int item) {
     const int h = kv_head * group + item / per_head, l = (first + item % per_head * a.col_splits) * cols;
     const T* query = static_cast<const T*>(p.query) + b * p.query_stride[0] + h * p.query_stride[1];
-    stream_tile<T, kSteps>(buffers + item % 2 * buffer_bytes, query, p.query_stride[2], l, static_cast<int>(p.L), D, a.wide_loads);
+    stream_tile<T, kSteps>(item % 2 == 0 ? even : odd, query, p.query_stride[2], l, static_cast<int>(p.L), D, a.wide_loads);
     return static_cast<int>(threadIdx.x) < cols ? row_facts(a, b, h, l + static_cast<int>(threadIdx.x)) : RowFacts{};
   };
 
@@ -211,12 +212,12 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
     const int* range = bounds + buffer * (kCols / 16);
     const int least = cols > 32 ? min(range[0], range[2]) : range[0], most = cols > 32 ? max(range[1], range[3]) : range[1];
     if (warp_keys > 0 && warp_key < most) {
-      const unsigned char* at = buffers + buffer * buffer_bytes;
+      const unsigned char* at = buffer == 0 ? even : odd;
       if constexpr (!kLean) {
 #pragma unroll 1
         for (int chunk = 0; chunk < cols; chunk += Core::kChunk) {
           float acc[kTiles][Core::kNTiles][4];
-          core.dots(acc, dynamic, at + chunk * Core::row_bytes(D), D);
+          core.dots(acc, stationary, at + chunk * Core::row_bytes(D), D);
 #pragma unroll
           for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
@@ -232,9 +233,9 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
           }
         }
       } else if (warp_key + warp_keys > least) {
-        lean_tile<true>(core, dynamic, at, facts, ends, buffer, warp_key + g, D, scale, sum);
+        lean_tile<true>(core, stationary, at, facts, ends, buffer, warp_key + g, D, scale, sum);
       } else {
-        lean_tile<false>(core, dynamic, at, facts, ends, buffer, warp_key + g, D, scale, sum);
+        lean_tile<false>(core, stationary, at, facts, ends, buffer, warp_key + g, D, scale, sum);
       }
     }
     if (a.per_head && (item + 1) % per_head == 0) {

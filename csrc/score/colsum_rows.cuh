@@ -69,9 +69,12 @@ __global__ void __launch_bounds__(kThreads, 2) row_kernel(const Args a) {
   constexpr int kRows = stationary_rows(kSteps), kTiles = Core::kTiles;
   SIMT_SHARED(int, last_key, [kWarps]);
   SIMT_SHARED(int, is_last);
-  SIMT_DYN_SHARED(unsigned char, dynamic);
   const ScoreParams& p = a.p;
   const int D = static_cast<int>(p.D), cols = Core::cols(D);
+  const int stationary_bytes = Core::stationary_bytes(D), buffer_bytes = cols * Core::row_bytes(D);
+  SIMT_CARVE(unsigned char, stationary, 0, stationary_bytes);
+  SIMT_CARVE(unsigned char, even, stationary_bytes, buffer_bytes);
+  SIMT_CARVE(unsigned char, odd, stationary_bytes + buffer_bytes, buffer_bytes);
   // Late rows see most keys: they start first.
   const unsigned units = static_cast<unsigned>(p.B * p.H) * static_cast<unsigned>(a.row_splits);
   const int tile = a.row_tiles - 1 - static_cast<int>(blockIdx.x / units), rest = static_cast<int>(blockIdx.x % units);
@@ -83,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 2) row_kernel(const Args a) {
   Core core;
   const uint32_t flip = p.scale >= 0 ? 0 : sizeof(T) == 4 ? 0x80000000u : 0x80008000u;  // the running maximum wants a scale >= 0
   core.load(static_cast<const T*>(p.query) + b * p.query_stride[0] + h * p.query_stride[1] + first_row * p.query_stride[2],
-            p.query_stride[2], count, D, a.wide_loads, flip, dynamic);
+            p.query_stride[2], count, D, a.wide_loads, flip, stationary);
   const float scale = fmaxf(fabsf(p.scale) * kLog2E, 1e-37f);  // -inf of a masked key times a scale of 0 would be NaN
 
   // Rows past L count for nothing in the bounds: their results are not written, but a bias must not be read for them.
@@ -105,29 +108,27 @@ __global__ void __launch_bounds__(kThreads, 2) row_kernel(const Args a) {
   const int begin = static_cast<int>(a.scan_begin), tiles = block_most <= begin ? 0 : (block_most - begin + cols - 1) / cols;
   const int items = tiles <= split ? 0 : (tiles - split + a.row_splits - 1) / a.row_splits;
 
-  unsigned char* buffers = Core::streamed(dynamic, D);
-  const int buffer_bytes = cols * Core::row_bytes(D), keys = static_cast<int>(a.scan_end);
+  const int keys = static_cast<int>(a.scan_end);
   const T* key = static_cast<const T*>(p.key) + b * p.key_stride[0] + h / (p.H / p.Hkv) * p.key_stride[1];
   float maximum[kTiles][2], sum[kTiles][2];
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) maximum[m][0] = maximum[m][1] = -infinity(), sum[m][0] = sum[m][1] = 0.0f;
 
-  if (items > 0) stream_tile<T, kSteps>(buffers, key, p.key_stride[2], begin + split * cols, keys, D, a.wide_loads);
+  if (items > 0) stream_tile<T, kSteps>(even, key, p.key_stride[2], begin + split * cols, keys, D, a.wide_loads);
 #pragma unroll 1
   for (int item = 0; item < items; ++item) {
     const int k0 = begin + (split + item * a.row_splits) * cols;
     simt::cp_async_wait<0>();
     __syncthreads();  // this tile has arrived, and nobody reads the other buffer any more
     if (item + 1 < items) {
-      stream_tile<T, kSteps>(buffers + (item + 1) % 2 * buffer_bytes, key, p.key_stride[2], k0 + a.row_splits * cols, keys, D,
-                             a.wide_loads);
+      stream_tile<T, kSteps>(item % 2 == 0 ? odd : even, key, p.key_stride[2], k0 + a.row_splits * cols, keys, D, a.wide_loads);
     }
     if (k0 >= most) continue;  // the whole warp
-    const unsigned char* at = buffers + item % 2 * buffer_bytes;
+    const unsigned char* at = item % 2 == 0 ? even : odd;
 #pragma unroll 1
     for (int chunk = 0; chunk < cols; chunk += Core::kChunk) {
       float acc[kTiles][Core::kNTiles][4];
-      core.dots(acc, dynamic, at + chunk * Core::row_bytes(D), D);
+      core.dots(acc, stationary, at + chunk * Core::row_bytes(D), D);
       const bool masked = kBias || k0 + chunk + Core::kChunk > least;
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {

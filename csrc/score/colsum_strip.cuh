@@ -12,7 +12,7 @@
 //   729 x 16 x 72 b64 99 / 147 us. Bound by exponentials, if the instructions around them fit: per element FFMA, MUFU, FADD, FFMA and half a
 //   FMNMX, beside 8 (4) shuffles and 16 (8) shared loads a thread and strip for the rows' maxima and sums.
 //   ESTIMATE, nothing was measured: 0.5 to 0.6 of the exponentials' rate, 170 us (CLIP b64), 270 us (SigLIP b64).
-// Launch: one block of up to 12 warps an SM, 168 registers; nvcc 13.0 spills 20 bytes at D = 72 and 88 at D = 64 (loop constants: strips of 8
+// Launch: one block of up to 12 warps an SM, 161 registers at D = 72, 168 and 88 spilled bytes at D = 64 (loop constants: strips of 8
 //   rows would not spill there, but would pay the exchange twice). The plan picks the splits that fill the card and even out the last round.
 // Deterministic: every sum has a fixed order. Not finite: a NaN logit makes its row NaN.
 #pragma once
@@ -36,7 +36,7 @@ __device__ __forceinline__ float combine(float a, float b) {
 // Over the eight lanes (g) that hold the same 2 kN rows of a strip, and on to `to` [rows]. Each step halves what a lane still holds: 4 or 3
 // shuffles where a butterfly for every row takes 12 or 6.
 template <bool kMax, int kN>
-__device__ __forceinline__ void reduce_keys(const float (&value)[2 * kN], float* to) {
+__device__ __forceinline__ void reduce_keys(const float (&value)[2 * kN], float2* to) {
   const int lane = static_cast<int>(threadIdx.x) % 32, t = lane % 4;
   const bool upper = (lane & 16) != 0, middle = (lane & 8) != 0;
   float x;
@@ -52,12 +52,12 @@ __device__ __forceinline__ void reduce_keys(const float (&value)[2 * kN], float*
     column = 2 * t + (upper ? 1 : 0);
   }
   x = combine<kMax>(x, __shfl_xor_sync(simt::kFullMask, x, 4));
-  if ((lane & 4) == 0 && (kN == 2 || !middle)) to[column] = x;
+  if ((lane & 4) == 0 && (kN == 2 || !middle)) reinterpret_cast<float*>(to)[column] = x;
 }
 
 // What all warps left of this thread's 2 kN rows: lane g reads warps g and g + 8, three exchanges give all to all.
 template <bool kMax, int kN>
-__device__ __forceinline__ void reduce_warps(const float* from, int warps, float (&value)[2 * kN]) {
+__device__ __forceinline__ void reduce_warps(const float2* from, int warps, float (&value)[2 * kN]) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int c = 0; c < 2 * kN; ++c) value[c] = kMax ? -infinity() : 0.0f;
@@ -66,7 +66,7 @@ __device__ __forceinline__ void reduce_warps(const float* from, int warps, float
     if (g + 8 * i >= warps) continue;
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
-      const float2 pair = *reinterpret_cast<const float2*>(from + (g + 8 * i) * 8 * kN + 8 * n + 2 * t);
+      const float2 pair = from[(g + 8 * i) * 4 * kN + 4 * n + t];
       value[2 * n] = combine<kMax>(value[2 * n], pair.x), value[2 * n + 1] = combine<kMax>(value[2 * n + 1], pair.y);
     }
   }
@@ -82,9 +82,10 @@ __global__ void __launch_bounds__(32 * max_strip_warps(kSteps), 1) strip_kernel(
   using Core = Core<T, kSteps>;
   constexpr int kRows = strip_rows(kSteps), kN = kRows / 8, kTiles = Core::kTiles, kStripsPerTile = kCols / kRows;
   static_assert(kTiles * 16 == kStripKeys, "a warp holds 64 keys");
-  SIMT_SHARED(float, top_of, [2][max_strip_warps(kSteps)][kRows]);  // of a warp's keys; two strips are in flight
-  SIMT_SHARED(float, sum_of, [2][max_strip_warps(kSteps)][kRows]);
-  SIMT_DYN_SHARED(unsigned char, dynamic);
+  SIMT_SHARED(float2, top_of, [2][max_strip_warps(kSteps)][kRows / 2]);  // of a warp's keys; two strips are in flight
+  SIMT_SHARED(float2, sum_of, [2][max_strip_warps(kSteps)][kRows / 2]);
+  SIMT_CARVE(unsigned char, even_tile, 0, kCols* Core::kRowBytes);
+  SIMT_CARVE(unsigned char, odd_tile, kCols* Core::kRowBytes, kCols* Core::kRowBytes);
   const ScoreParams& p = a.p;
   const int D = static_cast<int>(p.D), group = static_cast<int>(p.H / p.Hkv), warps = static_cast<int>(blockDim.x) / 32;
   const int split = static_cast<int>(blockIdx.x) % a.col_splits, unit = static_cast<int>(blockIdx.x) / a.col_splits;
@@ -98,7 +99,7 @@ __global__ void __launch_bounds__(32 * max_strip_warps(kSteps), 1) strip_kernel(
   Core core;
   const uint32_t flip = p.scale >= 0 ? 0 : 0x80008000u;  // the maximum wants a scale >= 0
   core.load(static_cast<const T*>(p.key) + b * p.key_stride[0] + kv_head * p.key_stride[1] + a.scan_begin * p.key_stride[2],
-            p.key_stride[2], static_cast<int>(a.scan_end - a.scan_begin), D, a.wide_loads, flip, dynamic);
+            p.key_stride[2], static_cast<int>(a.scan_end - a.scan_begin), D, a.wide_loads, flip, nullptr);
   const float scale = fmaxf(fabsf(p.scale) * kLog2E, 1e-37f);
   unsigned hidden = 0;  // bit 2 m + i: key 16 m + 8 i + g is past the end or masked
 #pragma unroll
@@ -114,13 +115,13 @@ __global__ void __launch_bounds__(32 * max_strip_warps(kSteps), 1) strip_kernel(
   const auto tile_of = [&](const Strip& s) { return s.head * tiles + s.index / kStripsPerTile; };
   const auto stream = [&](int tile) {
     const T* query = static_cast<const T*>(p.query) + b * p.query_stride[0] + (kv_head * group + tile / tiles) * p.query_stride[1];
-    stream_tile<T, kSteps>(dynamic + tile % 2 * kCols * Core::kRowBytes, query, p.query_stride[2], first_row + tile % tiles * kCols,
-                           last_row, D, a.wide_loads);
+    stream_tile<T, kSteps>(tile % 2 == 0 ? even_tile : odd_tile, query, p.query_stride[2], first_row + tile % tiles * kCols, last_row, D,
+                           a.wide_loads);
   };
   const auto row_of = [&](const Strip& s, int column) { return first_row + s.index * kRows + column / 2 * 8 + 2 * t + column % 2; };
 
   const auto products = [&](Strip s, float (&acc)[kTiles][kN][4]) {
-    core.dots(acc, dynamic, dynamic + tile_of(s) % 2 * kCols * Core::kRowBytes + s.index % kStripsPerTile * kRows * Core::kRowBytes, D);
+    core.dots(acc, nullptr, (tile_of(s) % 2 == 0 ? even_tile : odd_tile) + s.index % kStripsPerTile * kRows * Core::kRowBytes, D);
   };
   // -inf where not visible, and the maxima of this warp's keys.
   const auto tops = [&](Strip s, int parity, float (&acc)[kTiles][kN][4]) {

@@ -33,7 +33,7 @@ struct Core {
 
   static __device__ __forceinline__ int cols(int /*D*/) { return kCols; }
   static __device__ __forceinline__ int row_bytes(int /*D*/) { return kRowBytes; }
-  static __device__ __forceinline__ unsigned char* streamed(unsigned char* shared, int /*D*/) { return shared; }
+  static __device__ __forceinline__ int stationary_bytes(int /*D*/) { return 0; }
 
   // Rows of this warp: base + row * stride for row < count, zeros beyond. flip: the sign bits to turn over.
   __device__ __forceinline__ void load(const T* base, int64_t stride, int count, int D, bool wide, uint32_t flip,
@@ -109,9 +109,7 @@ struct Core<float, 0> {
 
   static __device__ __forceinline__ int cols(int D) { return float_cols(D); }
   static __device__ __forceinline__ int row_bytes(int D) { return static_cast<int>(float_row_bytes(D)); }
-  static __device__ __forceinline__ unsigned char* streamed(unsigned char* shared, int D) {
-    return shared + stationary_rows(0) * row_bytes(D);
-  }
+  static __device__ __forceinline__ int stationary_bytes(int D) { return stationary_rows(0) * row_bytes(D); }
 
   // All rows of the block; the caller's next barrier makes them visible.
   __device__ __forceinline__ void load(const float* base, int64_t stride, int count, int D, bool wide, uint32_t flip,

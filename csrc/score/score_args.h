@@ -42,9 +42,13 @@ constexpr int64_t logit_stride(int64_t chunk_keys) { return chunk_keys + 4; }
 constexpr int row_tiles(int64_t rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8; }
 constexpr int max_threads(int tiles) { return tiles == 8 ? kMaxThreadsWide : kMaxThreads; }
 constexpr int64_t padded_rows(int64_t rows, int64_t element_bytes) { return element_bytes == 4 ? (rows + 7) / 8 * 8 : row_tiles(rows) * 8; }
+// What a key carries from one pass to the next: sums of rows and of heads, and what a visible mean divides by.
+constexpr int64_t carry_planes(const ScoreParams& p, int64_t rows_per_pass) {
+  const int64_t rows = p.Hkv > 0 ? p.H / p.Hkv * p.L : 0;
+  return rows <= rows_per_pass ? 0 : p.query_reduction == Reduction::kVisibleMean ? 3 : 2;
+}
 constexpr int64_t shared_bytes(const ScoreParams& p, int64_t chunk_keys, int64_t rows_per_pass) {
-  const int64_t rows = p.Hkv > 0 ? p.H / p.Hkv * p.L : 0, element = dtype_bytes(p.dtype);
-  const int64_t planes = p.query_reduction == Reduction::kVisibleMean ? 3 : 2, carry = rows > rows_per_pass ? planes * chunk_keys * 4 : 0;
+  const int64_t element = dtype_bytes(p.dtype), carry = carry_planes(p, rows_per_pass) * chunk_keys * 4;
   return padded_rows(rows_per_pass, element) * query_row_bytes(p.D, element) + rows_per_pass * logit_stride(chunk_keys) * 4 + carry;
 }
 

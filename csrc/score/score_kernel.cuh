@@ -354,13 +354,14 @@ __global__ void __launch_bounds__(max_threads(kRowTiles)) score_kernel(const Arg
   SIMT_SHARED(int64_t, bias, [kMaxRows]);
   SIMT_SHARED(float, own, [kMaxRows * 2]);
   SIMT_SHARED(int, is_last);
-  SIMT_DYN_SHARED(unsigned char, dynamic);
 
   const Block block = this_block(a);
   const Shared s = {partial, maximum, coefficient, lse, weight, end, bias, own};
   const int row_bytes = static_cast<int>(query_row_bytes(a.p.D, sizeof(T))), stride = static_cast<int>(logit_stride(a.chunk_keys));
-  float* logits = reinterpret_cast<float*>(dynamic + a.padded_rows * row_bytes);
-  float* carry = logits + a.rows_per_pass * stride;
+  const int query_bytes = a.padded_rows * row_bytes, logit_count = a.rows_per_pass * stride;
+  SIMT_CARVE(unsigned char, queries, 0, query_bytes);
+  SIMT_CARVE(float, logits, query_bytes, logit_count);
+  SIMT_CARVE(float, carry, query_bytes + 4 * logit_count, carry_planes(a.p, a.rows_per_pass) * a.chunk_keys);
   const T* keys = static_cast<const T*>(a.p.key) + block.b * a.p.key_stride[0] + block.kv_head * a.p.key_stride[1] +
                   block.first_key * a.p.key_stride[2];
   const Divisors divisors = {a.p.query_reduction == Reduction::kMean ? row_divisor(a, block.b) : 1.0f, head_divisor(a.p, block.b)};
@@ -370,10 +371,10 @@ __global__ void __launch_bounds__(max_threads(kRowTiles)) score_kernel(const Arg
     if (row0 > 0) __syncthreads();  // the last pass has been read
     load_rows(a, block, s, row0, count);
     if (a.mode == Mode::kApply && a.p.lse_in == nullptr) merge_statistics(a, block, s, row0, count);
-    load_queries<T>(a, block, row0, count, dynamic, row_bytes);
+    load_queries<T>(a, block, row0, count, queries, row_bytes);
     __syncthreads();
     block_dots<T, kRowTiles>(
-        keys, {dynamic, logits, row_bytes, stride, count, block.keys, a.p.key_stride[2], static_cast<int>(a.p.D), a.wide_loads});
+        keys, {queries, logits, row_bytes, stride, count, block.keys, a.p.key_stride[2], static_cast<int>(a.p.D), a.wide_loads});
     __syncthreads();
     finish_logits(a, block, s, logits, stride, count);
     if (a.mode != Mode::kApply) {

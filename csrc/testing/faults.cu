@@ -31,6 +31,17 @@ __global__ void shared_bounds(Args a) {
   a.out[tid()] = smem[63 - tid()];
 }
 template <bool kFault>
+__global__ void carve_bounds(Args a) {
+  SIMT_CARVE(float, low, 0, 32);
+  SIMT_CARVE(float, high, 128, 32);
+  if (tid() < 32) {
+    high[tid()] = 2.0f;
+    low[tid() + (kFault ? 1 : 0)] = 1.0f;  // FAULT: carve_bounds
+  }
+  __syncthreads();
+  a.out[tid()] = tid() < 32 ? low[31 - tid()] : high[63 - tid()];
+}
+template <bool kFault>
 __global__ void static_bounds(Args a) {
   SIMT_SHARED(float, cell, [64]);
   float* p = cell;
@@ -289,6 +300,7 @@ struct Fault {
 };
 #define FAULT_OF(name, grid, cluster) {#name, name<true>, name<false>, grid, 64, cluster}
 const Fault kFaults[] = {FAULT_OF(shared_bounds, 1, 1),
+                         FAULT_OF(carve_bounds, 1, 1),
                          FAULT_OF(static_bounds, 1, 1),
                          FAULT_OF(global_bounds, 1, 1),
                          FAULT_OF(misaligned_vector, 1, 1),

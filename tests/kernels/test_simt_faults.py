@@ -42,6 +42,7 @@ REPORTS = {
     "address": {
         "shared_bounds": r"(?s)heap-buffer-overflow.*shared_bounds.*faults\.cu:{line}.*simt: in block \(0,0,0\) thread \(63,0,0\), "
         r"byte 256 of the 256 bytes of shared array dynamic",
+        "carve_bounds": r"(?s)heap-buffer-overflow.*carve_bounds.*faults\.cu:{line}.*byte 128 of the 128 bytes of shared array low",
         "static_bounds": r"(?s)heap-buffer-overflow.*static_bounds.*faults\.cu:{line}.*byte -\d+ of the 256 bytes of shared array cell",
         "global_bounds": r"(?s)heap-buffer-overflow.*global_bounds.*faults\.cu:{line}.*simt: in block \(0,0,0\) thread \(\d+,0,0\)",
         "misaligned_vector": r"faults\.cu:{line}:\d+: runtime error: .*misaligned address",

@@ -30,6 +30,9 @@
   name##_simt_type& name = *static_cast<name##_simt_type*>(                           \
       ::tokensieve::simt::host::shared_array(&name##_simt_key, sizeof(name##_simt_type), alignof(name##_simt_type), #name))
 #define SIMT_DYN_SHARED(type, name) type* const name = static_cast<type*>(::tokensieve::simt::host::dynamic_shared())
+#define SIMT_CARVE(type, name, offset, count) \
+  type* const name = static_cast<type*>(      \
+      ::tokensieve::simt::host::carve_dynamic(static_cast<size_t>(offset), static_cast<size_t>(count) * sizeof(type), #name))
 
 constexpr int warpSize = 32;
 

@@ -43,6 +43,7 @@ void run_grid(void (*body)(void*), void* context, dim3 grid, dim3 block, int clu
 // Shared memory: every variable of every block is its own heap block of the exact size, filled with 0xFF.
 void* shared_array(const void* key, size_t bytes, size_t alignment, const char* name);
 void* dynamic_shared();
+void* carve_dynamic(size_t offset, size_t bytes, const char* name, Loc place = {});
 bool is_shared(const void* p);  // of the running block, or mapped from the cluster
 
 struct Votes {

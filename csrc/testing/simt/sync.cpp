@@ -122,6 +122,21 @@ void* shared_array(const void* key, size_t bytes, size_t alignment, const char* 
   return find_or_make(*rt().current->block, key, bytes, alignment, name);
 }
 void* dynamic_shared() { return find_or_make(*rt().current->block, nullptr, rt().dynamic_bytes, 128, "dynamic"); }
+// The key is the offset: no variable lives at such addresses, and the same part of a peer of the cluster has the same one.
+void* carve_dynamic(size_t offset, size_t bytes, const char* name, Loc place) {
+  Block& block = *rt().current->block;
+  const auto* key = reinterpret_cast<const void*>(offset + 1);
+  if (offset + bytes > rt().dynamic_bytes) {
+    fail("carve: " + std::string(name) + " ends at byte " + std::to_string(offset + bytes) + " of " + std::to_string(rt().dynamic_bytes) +
+             " bytes of dynamic shared memory",
+         place);
+  }
+  for (const SharedArray& s : block.shared) {
+    if (s.key == key && s.bytes != bytes && bytes > 0) fail("carve: " + std::string(name) + " has another size than at first", place);
+  }
+  if (bytes == 0) return nullptr;
+  return find_or_make(block, key, bytes, offset % 128 == 0 ? 128 : 16, name);
+}
 
 bool is_shared(const void* p) {
   for (const auto& block : rt().current->block->cluster->blocks) {
