@@ -94,6 +94,9 @@ TS_INLINE Mask is_nan(Vec a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)
 TS_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(static_cast<__mmask16>(m), b.v, a.v)}; }
 TS_INLINE Vec where_greater(Vec a, Vec b, Vec x, Vec y) { return select(greater(a, b), x, y); }
 TS_INLINE Vec where_nan(Vec a, Vec x, Vec y) { return select(is_nan(a), x, y); }
+TS_INLINE Vec shift_up(Vec x, Vec below) {  // lane 0 = below's lane 15, lane i = x's lane i - 1; bits move as they are
+  return {_mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(x.v), _mm512_castps_si512(below.v), 15))};
+}
 TS_INLINE Vec scale_by_power_of_two(Vec x, Vec biased) {  // x * 2^n, n in the low bits of `biased` (1.5 * 2^23 + n)
   return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_slli_epi32(_mm512_castps_si512(biased.v), 23)))};
 }
@@ -218,6 +221,11 @@ TS_INLINE Vec where_nan(Vec a, Vec x, Vec y) {
   return {_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, a.lo, _CMP_UNORD_Q)),
           _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, a.hi, _CMP_UNORD_Q))};
 }
+TS_INLINE __m256 shift_up_eight(__m256 x, __m256 below) {
+  const __m256i middle = _mm256_castps_si256(_mm256_permute2f128_ps(below, x, 0x21));  // below's upper half, x's lower half
+  return _mm256_castsi256_ps(_mm256_alignr_epi8(_mm256_castps_si256(x), middle, 12));
+}
+TS_INLINE Vec shift_up(Vec x, Vec below) { return {shift_up_eight(x.lo, below.hi), shift_up_eight(x.hi, x.lo)}; }
 TS_INLINE __m256 shift_exponent(__m256 x, __m256 biased) {
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_castps_si256(biased), 23)));
 }

@@ -115,6 +115,13 @@ TS_INLINE Vec where_nan(Vec a, Vec x, Vec y) {
   TS_EACH y.x[i] = choose(a.x[i] != a.x[i], x.x[i], y.x[i]);
   return y;
 }
+TS_INLINE Vec shift_up(Vec x, Vec below) {
+  uint32_t lane[2 * kLanes];
+  __builtin_memcpy(lane, &below, sizeof below);
+  __builtin_memcpy(lane + kLanes, &x, sizeof x);
+  __builtin_memcpy(&x, lane + kLanes - 1, sizeof x);
+  return x;
+}
 TS_INLINE Vec scale_by_power_of_two(Vec x, Vec biased) {
   TS_EACH {
     Uint4 a, b;

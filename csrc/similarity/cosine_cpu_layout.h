@@ -21,7 +21,7 @@ struct CosineLayout {
   int64_t b = 0;        // [ceil(N / 16)][C rounded up to 16][16] as it is (pack_b)
   int64_t inverse = 0;  // [N, padded]: 1 / norm of b (pack_b)
   int64_t rank = 0;     // [splits][M][keep]
-  int64_t index = 0;    // [splits][M][keep] int32
+  int64_t index = 0;    // [splits][M][keep], bits of int32
   int64_t sum = 0;      // [chunks][C, padded]: sums of unit rows of b
   int64_t count = 0;    // [chunks, padded] int32: candidates in a chunk
   int64_t floats = 0;   // all of it
@@ -32,11 +32,11 @@ static inline CosineLayout cosine_layout(const CosineParams& p) {
   at.sums = p.reduction == CosineReduction::kMean || p.reduction == CosineReduction::kSum;
   at.row_blocks = dot_ceil(p.M, kDotBlock);
   at.column_blocks = dot_ceil(p.N, kDotBlock);
-  // 32 tasks keep 16 threads busy to the end; more would only make more partial lists.
-  const int64_t wanted = dot_ceil(32, p.B * at.row_blocks > 0 ? p.B * at.row_blocks : 1);
+  at.keep = p.reduction == CosineReduction::kMatch ? p.T : 1;
+  // 32 tasks keep 16 threads busy to the end; every split fills its own lists, which long ones should not do often.
+  const int64_t wanted = dot_ceil(at.keep > 2 ? 8 : 32, p.B * at.row_blocks > 0 ? p.B * at.row_blocks : 1);
   at.splits = wanted < at.column_blocks ? wanted : at.column_blocks > 0 ? at.column_blocks : 1;
   at.pack_b = at.row_blocks > 1;
-  at.keep = p.reduction == CosineReduction::kMatch ? p.T : 1;
   at.rows = dot_ceil(p.N, 64) < 64 ? 64 : dot_ceil(p.N, 64);  // up to 64 chunks of at least 64 rows
   at.chunks = at.sums ? dot_ceil(p.N, at.rows) : 0;
   const bool lists = !at.sums && p.reduction != CosineReduction::kNone;
