@@ -9,8 +9,8 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from tokensieve.methods import FEATHER, DecoderMethod, EncoderMethod, FasterVLM, FastV, PyramidDrop  # noqa: E402
 from tokensieve.methods import METHODS as REGISTRY  # noqa: E402
-from tokensieve.methods import DecoderMethod, EncoderMethod, FasterVLM, FastV, PyramidDrop  # noqa: E402
 from tokensieve.models import sieve  # noqa: E402
 
 from models import oracles, tiny  # noqa: E402
@@ -109,3 +109,14 @@ def test_a_training_step_has_a_gradient_for_every_weight_of_the_decoder(name: st
     for parameter in model.model.language_model.layers.parameters():
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
+
+
+@torch.no_grad()
+def test_images_of_a_plain_decoder_are_squares_where_they_fill_one() -> None:
+    model = tiny.llama()
+    with sieve(model, FEATHER(layers=(1,), ratio=1.0, stride=2), spans=[(4, 16)]) as run:
+        model(tiny.prompt(4, 16, 6))
+        assert run.kept[0][0][0].tolist() == [0, 2, 8, 10]
+    for spans in ([(4, 15)], [(2, 9), (12, 4)]):
+        with sieve(model, FEATHER(layers=(1,)), spans=spans), pytest.raises(ValueError, match="FEATHER: stride needs images of one grid"):
+            model(tiny.prompt(4, 16, 6))

@@ -68,7 +68,7 @@ class StageView:
     query_positions: Tensor | None = None  # (B, L) int64, last key that each row sees, -1 = unused; None = each sees all
     state: dict[str, Any] = field(default_factory=dict)  # the method's own, from stage to stage of one call; `run.state` gives it
     runs: list[list[tuple[int, int]]] = field(default_factory=list)  # (start, length) of each image in the call's input
-    side: tuple[int, int] | None = None  # (rows, columns) of patches in an image; None where not known
+    side: tuple[int, int] | None = None  # (rows, columns) of patches in an image, a square in a plain decoder; None where not known
     norm: Callable[[Tensor], Tensor] | None = None  # the decoder's final norm
     embeddings: Tensor | None = None  # (B, S, C) what entered layer 0, where the method asks for it
 

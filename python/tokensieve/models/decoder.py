@@ -18,7 +18,7 @@ from .capture import listen
 from .drop import AllRows, Dropped, Rows, counted, drop, drop_marked, project, put_back, rank_held, reordered, shown
 from .held import CacheState, Held, mask_of
 from .images import ImageSource
-from .layout import Chunk, Prompt, Run, read_chunk
+from .layout import Chunk, Prompt, Run, read_chunk, square_of
 from .points import points_of
 from .report import Timer
 from .support import Parts
@@ -317,6 +317,7 @@ class DecoderSieve:
         visible = None
         if chunk.valid is not None or held.valid is not None:
             visible = torch.cat([held.visible(chunk), mask_of(chunk)], 1)
+        runs = self.image_runs(call.prompt)
         return StageView(
             stage=number,
             hidden=hidden,
@@ -334,8 +335,8 @@ class DecoderSieve:
             key=key,
             query_positions=None if key is None else rows.positions(key.shape[2] - chunk.size),
             state=call.scratch,
-            runs=self.image_runs(call.prompt),
-            side=None if self.vision is None or self.parts.anyres else self.vision.side,
+            runs=runs,
+            side=square_of(runs) if self.vision is None else None if self.parts.anyres else self.vision.side,
             norm=self.parts.decoder.norm,
             embeddings=call.embeddings,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -95,6 +96,18 @@ def runs_of(row: list[int]) -> list[Run]:
     """
     edges = [i for i, (a, b) in enumerate(zip([0, *row], [*row, 0])) if a != b]
     return [(start, end - start) for start, end in zip(edges[::2], edges[1::2])]
+
+
+def square_of(runs: list[list[Run]]) -> tuple[int, int] | None:
+    """(rows, columns) where all images are equally long and fill a square.
+
+    Example:
+        >>> square_of([[(4, 16)], [], [(2, 16)]]), square_of([[(4, 15)]])
+        ((4, 4), None)
+    """
+    lengths = {n for sample in runs for _, n in sample}
+    side = math.isqrt(max(lengths, default=0))
+    return (side, side) if lengths == {side * side} else None
 
 
 def split_at(runs: list[Run], spans: list[Run]) -> list[Run]:
