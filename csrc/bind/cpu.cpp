@@ -14,6 +14,7 @@
 #include "bind/pagerank_ops.h"
 #include "bind/prune_ops.h"
 #include "bind/quantile_ops.h"
+#include "bind/sample_ops.h"
 #include "bind/scatter_ops.h"
 #include "bind/score_ops.h"
 #include "bind/select_ops.h"
@@ -103,6 +104,7 @@ struct CpuBackend {
   static Status budget(const BudgetParams& p, const Tensor&) { return budget_cpu(p, level(), torch_threads); }
   static Status cosine(CosineParams& p, const Tensor& like) { return run(cosine_plan_cpu, cosine_cpu, p, like); }
   static Status diverse(DiverseParams& p, const Tensor& like) { return run(diverse_plan_cpu, diverse_cpu, p, like); }
+  static Status samples(SamplesParams& p, const Tensor& like) { return run(samples_plan_cpu, samples_cpu, p, like); }
   static Status quantiles(QuantilesParams& p, const Tensor& like) { return run(quantiles_plan_cpu, quantiles_cpu, p, like); }
   static Status complement(ComplementParams& p, const Tensor& like) { return run(complement_plan_cpu, complement_cpu, p, like); }
   static Status gather(const GatherParams& p, const Tensor&) { return gather_cpu(p, level(), torch_threads); }
@@ -132,6 +134,7 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, m) {
   m.impl("select_mass", TORCH_BOX(&select_mass<CpuBackend>));
   m.impl("select_threshold", TORCH_BOX(&select_threshold<CpuBackend>));
   m.impl("allocate_budget", TORCH_BOX(&allocate_budget<CpuBackend>));
+  m.impl("select_samples", TORCH_BOX(&select_samples<CpuBackend>));
   m.impl("score_quantiles", TORCH_BOX(&score_quantiles<CpuBackend>));
   m.impl("complement_index", TORCH_BOX(&complement_index<CpuBackend>));
   m.impl("gather_tokens", TORCH_BOX(&gather_tokens<CpuBackend>));

@@ -18,6 +18,7 @@
 #include "bind/pagerank_ops.h"
 #include "bind/prune_ops.h"
 #include "bind/quantile_ops.h"
+#include "bind/sample_ops.h"
 #include "bind/scatter_ops.h"
 #include "bind/score_ops.h"
 #include "bind/select_ops.h"
@@ -110,6 +111,7 @@ struct CudaBackend {
   static Status score(ScoreParams& p, const Tensor& like) { return run(score_plan_cuda, score_cuda, p, like); }
   static Status pagerank(PagerankParams& p, const Tensor& like) { return run(pagerank_plan_cuda, pagerank_cuda, p, like); }
   static Status pack(PackParams& p, const Tensor& like) { return run(pack_plan_cuda, pack_cuda, p, like); }
+  static Status samples(SamplesParams& p, const Tensor& like) { return run(samples_plan_cuda, samples_cuda, p, like); }
   static Status quantiles(QuantilesParams& p, const Tensor& like) { return run(quantiles_plan_cuda, quantiles_cuda, p, like); }
   static Status complement(ComplementParams& p, const Tensor& like) { return run(complement_plan_cuda, complement_cuda, p, like); }
   static Status topk(TopkParams& p, const Tensor& like) { return run(topk_plan_cuda, topk_cuda, p, like); }
@@ -158,6 +160,7 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("select_mass", TORCH_BOX(&select_mass<CudaBackend>));
   m.impl("select_threshold", TORCH_BOX(&select_threshold<CudaBackend>));
   m.impl("allocate_budget", TORCH_BOX(&allocate_budget<CudaBackend>));
+  m.impl("select_samples", TORCH_BOX(&select_samples<CudaBackend>));
   m.impl("score_quantiles", TORCH_BOX(&score_quantiles<CudaBackend>));
   m.impl("complement_index", TORCH_BOX(&complement_index<CudaBackend>));
   m.impl("gather_tokens", TORCH_BOX(&gather_tokens<CudaBackend>));

@@ -21,6 +21,7 @@ STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def(
       "allocate_budget(Tensor weights, SymInt? total, Tensor? total_rows, SymInt? cap, Tensor? cap_parts, float? ratio, int mode, "
       "int remainder, float temperature, float epsilon) -> (Tensor, Tensor)");
+  m.def("select_samples(Tensor scores, SymInt count, Tensor? points, SymInt capacity, Tensor? candidates) -> (Tensor, Tensor, Tensor)");
   m.def("score_quantiles(Tensor scores, float[] q, Tensor? candidates) -> Tensor");
   m.def("complement_index(Tensor index, SymInt N, SymInt capacity) -> Tensor");
   m.def("gather_tokens(Tensor[] tensors, Tensor index) -> Tensor[]");

@@ -23,6 +23,7 @@ SCHEMAS = {
     "select_threshold": f"(Tensor scores, float tau, Tensor? tau_rows, bool strict, {COUNT}) -> (Tensor, Tensor, Tensor)",
     "allocate_budget": "(Tensor weights, SymInt? total, Tensor? total_rows, SymInt? cap, Tensor? cap_parts, float? ratio, int mode, "
     "int remainder, float temperature, float epsilon) -> (Tensor, Tensor)",
+    "select_samples": "(Tensor scores, SymInt count, Tensor? points, SymInt capacity, Tensor? candidates) -> (Tensor, Tensor, Tensor)",
     "score_quantiles": "(Tensor scores, float[] q, Tensor? candidates) -> Tensor",
     "complement_index": "(Tensor index, SymInt N, SymInt capacity) -> Tensor",
     "gather_tokens": "(Tensor[] tensors, Tensor index) -> Tensor[]",

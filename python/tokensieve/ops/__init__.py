@@ -13,6 +13,7 @@ from .pool import pool_scores
 from .prune import PruneResult, prune_tokens
 from .quantiles import score_quantiles, tukey_fence
 from .ragged import Selection, select_mass, select_threshold
+from .samples import select_samples
 from .scatter import scatter_tokens
 from .score import attention_scores
 from .select import select_topk
@@ -39,6 +40,7 @@ __all__ = [
     "score_quantiles",
     "select_diverse",
     "select_mass",
+    "select_samples",
     "select_threshold",
     "select_topk",
     "tukey_fence",
