@@ -121,6 +121,7 @@ struct CudaBackend {
     return budget_cuda(p, budget_plan_cuda(p, device_info(like)), current_stream(like));
   }
 
+  static Status cosine(CosineParams& p, const Tensor& like) { return run(cosine_plan_cuda, cosine_cuda, p, like); }
   static Status diverse(DiverseParams& p, const Tensor& like) { return run(diverse_plan_cuda, diverse_cuda, p, like); }
 
   static Status gather(const GatherParams& p, const Tensor& like) {
@@ -170,6 +171,8 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("scatter_tokens_backward", TORCH_BOX(&scatter_tokens_backward<CudaBackend>));
   m.impl("pack_index", TORCH_BOX(&pack_index<CudaBackend>));
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CudaBackend>));
+  m.impl("cosine_match", TORCH_BOX(&cosine_match<CudaBackend>));
+  m.impl("cosine_scores", TORCH_BOX(&cosine_scores<CudaBackend>));
   m.impl("select_diverse", TORCH_BOX(&select_diverse<CudaBackend>));
 }
 

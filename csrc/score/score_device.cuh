@@ -1,6 +1,7 @@
 // What the kernels of attention_scores share: visibility, bias, activations, weights, where a score goes. Semantics: score.h.
 #pragma once
 
+#include "device/arrive.h"
 #include "device/simt.h"
 #include "score/score.h"
 
@@ -61,19 +62,7 @@ __device__ __forceinline__ void emit(const ScoreParams& p, int64_t at, float val
   p.scores[at] = p.accumulate == nullptr ? value : p.accumulate[at] + value;
 }
 
-// True in all threads of the last of `expected` blocks to arrive; what the others wrote before is visible. The counter returns to 0.
-__device__ __forceinline__ bool arrive_last(int32_t* counter, int expected, int* is_last) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    *is_last = atomicAdd(counter, 1) == expected - 1;
-    __threadfence();
-  }
-  __syncthreads();
-  if (*is_last == 0) return false;
-  if (threadIdx.x == 0) atomicExch(counter, 0);
-  return true;
-}
+using simt::arrive_last;
 
 }  // namespace score
 }  // namespace tokensieve
