@@ -34,4 +34,10 @@ TS_INLINE void make_keys(const void* scores, DType dtype, int64_t count, int32_t
   }
 }
 
+TS_INLINE int32_t least_above(const int32_t* keys, int64_t count, int32_t threshold) {
+  int32_t least = INT32_MAX;
+  for (int64_t i = 0; i < count; ++i) least = keys[i] > threshold && keys[i] < least ? keys[i] : least;
+  return least;
+}
+
 TS_ISA_END

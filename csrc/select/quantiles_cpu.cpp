@@ -9,12 +9,6 @@
 
 TS_ISA_BEGIN
 
-TS_INLINE int32_t least_above(const int32_t* keys, int64_t count, int32_t threshold) {
-  int32_t least = INT32_MAX;
-  for (int64_t i = 0; i < count; ++i) least = keys[i] > threshold && keys[i] < least ? keys[i] : least;
-  return least;
-}
-
 TS_INLINE float score_of(int32_t key) {  // the inverse of key_of
   return float_of_bits(static_cast<uint32_t>(key < 0 ? key ^ INT32_MAX : key));
 }
