@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from tokensieve import methods
-from tokensieve.methods import avit, dynamicvit, ia_red2, topvim
+from tokensieve.methods import ats, avit, dynamicvit, ia_red2, topvim
 from torch import Tensor
 
 from .. import cases
@@ -55,6 +55,33 @@ def _avit(settings: Settings) -> Case:
     return step("AViT", f"DeiT-S, {B} images, half of {N} run", inputs, ours, eager, nbytes=8 * B * N * C)
 
 
+def _ats(settings: Settings) -> Case:
+    def inputs(seed: int) -> Inputs:
+        return tuple(cases.randn(seed + i, B, H, N + 1, D, device=settings.device) for i in range(3))
+
+    def ours(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        scores = ats.significance(query[:, :, :1], key, value)
+        return scores, ats.sample_tokens(scores, N).index
+
+    def eager(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        attention = (query @ key.transpose(-1, -2) * D**-0.5).softmax(-1)
+        scores = attention[:, :, 0].sum(1) * value.transpose(1, 2).flatten(2).norm(dim=-1)
+        scores = scores[:, 1:] / scores[:, 1:].sum(1, keepdim=True)
+        ordered, index = scores.sort(1)
+        cdf = ordered.cumsum(1)
+        cdf = (cdf - cdf[:, :1]) / (cdf[:, -1:] - cdf[:, :1])
+        first = cdf.masked_fill(cdf == 0, 2.0).amin(1, keepdim=True)
+        points = first + (1 - first) * torch.arange(N, device=cdf.device, dtype=cdf.dtype) / (N - 1)
+        picks = (points[:, :, None] - cdf[:, None]).abs().argmin(2)
+        kept = torch.full_like(index, -1)
+        for image in range(B):
+            unique = picks[image].unique()
+            kept[image, : len(unique)] = index[image, unique]
+        return scores, kept
+
+    return step("ATS", f"DeiT-S, {B} images, {N} samples", inputs, ours, eager, nbytes=12 * B * (N + 1) * C)
+
+
 def _ia_red2(settings: Settings) -> Case:
     def ours(tokens: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         kept, chosen = ia_red2.keep_informative(tokens, scores, N, threshold=0.0)
@@ -97,4 +124,4 @@ def _topvim(settings: Settings) -> Case:
     return step("ToPViM", what, inputs, ours, eager, nbytes=4 * B * width * scan + 16 * B * k * C)
 
 
-STEPS = {"DynamicViT": _dynamicvit, "AViT": _avit, "IARed2": _ia_red2, "ToPViM": _topvim}
+STEPS = {"DynamicViT": _dynamicvit, "AViT": _avit, "ATS": _ats, "IARed2": _ia_red2, "ToPViM": _topvim}

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from tokensieve import ops
-from tokensieve.methods import AViT, DynamicViT, IARed2, ToPViM
+from tokensieve.methods import ATS, AViT, DynamicViT, IARed2, ToPViM
+from tokensieve.methods import ats as ats_step
 from tokensieve.methods import avit as avit_step
 from tokensieve.methods import dynamicvit as dynamicvit_step
 from tokensieve.methods import ia_red2 as ia_red2_step
@@ -28,6 +29,7 @@ def randn(seed: int, *shape: int) -> Tensor:
         (lambda: DynamicViT(ratio=1.5), r"DynamicViT: ratio must be in \(0, 1\], got 1.5"),
         (lambda: dynamicvit_step.Predictor(6), "channels must be a multiple of 4"),
         (lambda: AViT(eps=0.0), r"AViT: eps must be in \(0, 1\), got 0.0"),
+        (lambda: ATS(samples=1), "ATS: samples must be 2 or more, got 1"),
         (lambda: IARed2(groups=0), "IARed2: groups must be 1 or more"),
         (lambda: IARed2(threshold=2.0), r"threshold must be in \[0, 1\]"),
         (lambda: ia_red2_step.Interpreter(8, heads=3), "heads must divide channels=8, got 3"),
@@ -177,6 +179,57 @@ def test_avit_skipping_equals_masking_and_differentiates() -> None:
     grads = [torch.autograd.grad(out.square().sum(), tokens, retain_graph=True)[0] for out in (got, want)]
     torch.testing.assert_close(*grads)
     assert avit_step.run_alive(block, tokens.detach(), alive, 4)[1].tolist() == [True, False]
+
+
+# ---- ATS -------------------------------------------------------------------------------------------------------------------
+
+
+def sampled(scores: list[float], samples: int) -> list[int]:
+    order = sorted(range(len(scores)), key=lambda n: (scores[n], -n))
+    cdf, total = [], 0.0
+    for n in order:
+        total += scores[n]
+        cdf.append(total)
+    axis = [(value - cdf[0]) / (cdf[-1] - cdf[0]) for value in cdf]
+    first = min(value for value in axis if value > 0)
+    points = [first + (1 - first) * t / (samples - 1) for t in range(samples)]
+    picks = {min(range(len(axis)), key=lambda j: abs(point - axis[j])) for point in points}
+    return [order[j] for j in sorted(picks)]
+
+
+@pytest.mark.parametrize(("N", "samples"), [(12, 12), (40, 15), (30, 60), (196, 196)])
+def test_ats_samples_like_the_paper(N: int, samples: int) -> None:
+    scores = randn(N, 3, N).softmax(-1)
+    chosen = ats_step.sample_tokens(scores, samples)
+    for b in range(3):
+        want = sampled(scores[b].double().tolist(), samples)
+        assert chosen.counts[b] == len(want)
+        assert chosen.index[b, : len(want)].tolist() == want
+        assert (chosen.index[b, len(want) :] == -1).all()
+
+
+def test_ats_significance_and_rows() -> None:
+    q, k, v = (randn(seed, 2, 3, 9, 4) for seed in range(3))
+    valid = torch.ones(2, 9, dtype=torch.bool)
+    valid[1, 6:] = False
+    scores = ats_step.significance(q[:, :, :1], k, v, valid)
+    logits = (q.double() @ k.double().transpose(-2, -1)) * 0.5
+    attention = logits.masked_fill(~valid[:, None, None, :], -math.inf).softmax(-1)
+    want = attention[:, :, 0].sum(1) * v.double().transpose(1, 2).flatten(2).norm(dim=-1)
+    want = want[:, 1:] / want[:, 1:].sum(1, keepdim=True)
+    torch.testing.assert_close(scores.double(), want, atol=1e-6, rtol=1e-5)
+    chosen = ats_step.sample_tokens(scores, 6)
+    rows, index = ats_step.sampled_attention(q, k, v, chosen, valid)
+    assert (index[:, 0] == 0).all()
+    full = (attention @ v.double()).transpose(1, 2).flatten(2)
+    for b in range(2):
+        for i, n in enumerate(index[b].tolist()):
+            torch.testing.assert_close(rows[b, i].double(), full[b, n] if n >= 0 else torch.zeros(12).double(), atol=1e-6, rtol=1e-5)
+
+
+def test_ats_of_zero_values_is_finite() -> None:
+    scores = ats_step.significance(randn(0, 1, 2, 1, 4), randn(1, 1, 2, 5, 4), torch.zeros(1, 2, 5, 4))
+    assert torch.equal(scores, torch.zeros(1, 4))
 
 
 # ---- IA-RED^2 --------------------------------------------------------------------------------------------------------------

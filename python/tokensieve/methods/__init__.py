@@ -3,6 +3,7 @@
 from .ademvl import ADEMVL
 from .aim import AIM
 from .atp_llava import ATPLLaVA
+from .ats import ATS
 from .avit import AViT
 from .base import DecoderMethod, EncoderMethod, Method, Stage, TensorMethod
 from .damro import DAMRO
@@ -36,6 +37,7 @@ from .vtc_cls import VTCCLS
 __all__ = [
     "ADEMVL",
     "AIM",
+    "ATS",
     "DAMRO",
     "DART",
     "FEATHER",

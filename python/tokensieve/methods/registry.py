@@ -7,6 +7,7 @@ import difflib
 from .ademvl import ADEMVL
 from .aim import AIM
 from .atp_llava import ATPLLaVA
+from .ats import ATS
 from .avit import AViT
 from .base import Method
 from .damro import DAMRO
@@ -66,6 +67,7 @@ _ALL: tuple[type[Method], ...] = (
     LSceneLLM,
     DynamicViT,
     AViT,
+    ATS,
     IARed2,
     ToPViM,
 )
