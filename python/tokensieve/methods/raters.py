@@ -22,9 +22,11 @@ def rater_weights(image: Tensor, text: Tensor, text_mask: Tensor | None = None, 
         >>> rater_weights(torch.ones(1, 2, 1), torch.tensor([[[0.0], [0.0], [2.0]]]))[1]
         tensor([[0., 0., 1.]])
     """
-    bias = None if text_mask is None else text_mask[:, None, None, :]
-    rows = None if image_mask is None else image_mask.float()
-    share = ops.attention_scores(image[:, None], text[:, None], scale=1.0, bias=bias, row_weights=rows)
+    logits = image.float() @ text.float().transpose(1, 2)  # (B, N, T), once a prompt and small: 576 x 40
+    if text_mask is not None:
+        logits = logits.masked_fill(~text_mask[:, None], -torch.inf)
+    rows = torch.ones(image.shape[:2], device=image.device) if image_mask is None else image_mask.float()
+    share = (logits.softmax(-1).nan_to_num(0) * rows[..., None]).sum(1) / rows.sum(1, keepdim=True).clamp(min=1)
     count = share.shape[1] if text_mask is None else text_mask.sum(1, keepdim=True)
     return share, (share > share.sum(1, keepdim=True) / count).float()
 
