@@ -1,4 +1,4 @@
-"""attention_scores of a few rows: CLS, the last token, 16 text rows."""
+"""attention_scores of a few rows: CLS, the last token, 16 text rows; and with the gradients to query and key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import cases, checks, peers
 from .cases import Shape
-from .harness import Case, Inputs, Settings, Target
+from .harness import Case, Function, Inputs, Settings, Target
 
 CACHED = 2**25  # keys beyond 32 MB do not stay in the last-level cache of current CPUs: there the bandwidth limit is the target
 
@@ -25,6 +25,7 @@ def build(settings: Settings) -> Iterator[Case]:
             yield case(shape, "last row", 1, 1, dtype, settings.device)
         for shape in (cases.LLAVA15, cases.LLAVA_NEXT):
             yield case(shape, "16 text rows", 1, 16, dtype, settings.device)
+        yield training(cases.CLIP, 8, dtype, settings.device)
 
 
 def case(shape: Shape, what: str, B: int, L: int, dtype: torch.dtype, device: str) -> Case:
@@ -61,4 +62,36 @@ def case(shape: Shape, what: str, B: int, L: int, dtype: torch.dtype, device: st
             *([Target(0.7, of="floor")] if key_bytes > CACHED else []),
             *([Target(8, of="median_us", device="cuda")] if shape is cases.LLAVA_NEXT and dtype == torch.bfloat16 else []),
         ),
+    )
+
+
+def training(shape: Shape, B: int, dtype: torch.dtype, device: str) -> Case:
+    """EViT: the CLS row's scores, and the gradients of a loss on them."""
+
+    def step(scores_of: Function) -> Function:
+        def run(query: Tensor, key: Tensor, weights: Tensor) -> Tensor:
+            with torch.enable_grad():
+                leaves = [t.detach().requires_grad_() for t in (query, key)]
+                return torch.cat([g.flatten() for g in torch.autograd.grad((scores_of(*leaves) * weights).sum(), leaves)])
+
+        return run
+
+    def inputs(seed: int) -> Inputs:
+        return *cases.queries_keys(seed, shape, B, 1, dtype, device), cases.randn(seed + 5, B, shape.R, device=device)
+
+    def check(inputs: Inputs, output: Tensor, is_ours: bool) -> str | None:
+        want = step(lambda q, k: reference.attention_scores(q, k, key_range=shape.image)[0])(*(t.double() for t in inputs))
+        return checks.near(output, want, max(checks.PEER_TOLERANCE[dtype], checks.score_tolerance(dtype, is_ours)))
+
+    key_bytes = B * shape.Hkv * shape.N * shape.D * dtype.itemsize
+    return Case(
+        op="attention_scores",
+        case=f"{shape.label}, CLS row and gradients, B={B}",
+        dtype=cases.name(dtype),
+        inputs=inputs,
+        ours=step(lambda q, k: ts.attention_scores(q, k, key_range=shape.image)),
+        peers={"smart eager": step(lambda q, k: peers.few_row_scores(q, k, shape.image))},
+        check=check,
+        bytes=3 * key_bytes,
+        quick=dtype == torch.float32,
     )

@@ -16,6 +16,7 @@
 #include "bind/quantile_ops.h"
 #include "bind/sample_ops.h"
 #include "bind/scatter_ops.h"
+#include "bind/score_grad_ops.h"
 #include "bind/score_ops.h"
 #include "bind/select_ops.h"
 #include "bind/similarity_ops.h"
@@ -99,6 +100,7 @@ struct CpuBackend {
   static Status score(ScoreParams& p, const Tensor& like) { return run(score_plan_cpu, score_cpu, p, like); }
   static Status pack(PackParams& p, const Tensor& like) { return run(pack_plan_cpu, pack_cpu, p, like); }
   static Status pagerank(PagerankParams& p, const Tensor& like) { return run(pagerank_plan_cpu, pagerank_cpu, p, like); }
+  static Status score_grad(ScoreGradParams& p, const Tensor& like) { return run(score_grad_plan_cpu, score_grad_cpu, p, like); }
   static Status topk(TopkParams& p, const Tensor& like) { return run(topk_plan_cpu, topk_cpu, p, like); }
   static Status count(CountParams& p, const Tensor& like) { return run(count_plan_cpu, count_cpu, p, like); }
   static Status budget(const BudgetParams& p, const Tensor&) { return budget_cpu(p, level(), torch_threads); }
@@ -130,6 +132,7 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, m) {
   m.impl("attention_scores", TORCH_BOX(&attention_scores<CpuBackend>));
   m.impl("attention_lse", TORCH_BOX(&attention_lse<CpuBackend>));
   m.impl("attention_pagerank", TORCH_BOX(&attention_pagerank<CpuBackend>));
+  m.impl("attention_scores_backward", TORCH_BOX(&attention_scores_backward<CpuBackend>));
   m.impl("select_topk", TORCH_BOX(&select_topk<CpuBackend>));
   m.impl("select_mass", TORCH_BOX(&select_mass<CpuBackend>));
   m.impl("select_threshold", TORCH_BOX(&select_threshold<CpuBackend>));

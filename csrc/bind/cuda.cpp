@@ -20,6 +20,7 @@
 #include "bind/quantile_ops.h"
 #include "bind/sample_ops.h"
 #include "bind/scatter_ops.h"
+#include "bind/score_grad_ops.h"
 #include "bind/score_ops.h"
 #include "bind/select_ops.h"
 #include "bind/similarity_ops.h"
@@ -114,6 +115,7 @@ struct CudaBackend {
   static Status samples(SamplesParams& p, const Tensor& like) { return run(samples_plan_cuda, samples_cuda, p, like); }
   static Status quantiles(QuantilesParams& p, const Tensor& like) { return run(quantiles_plan_cuda, quantiles_cuda, p, like); }
   static Status complement(ComplementParams& p, const Tensor& like) { return run(complement_plan_cuda, complement_cuda, p, like); }
+  static Status score_grad(ScoreGradParams& p, const Tensor& like) { return run(score_grad_plan_cuda, score_grad_cuda, p, like); }
   static Status topk(TopkParams& p, const Tensor& like) { return run(topk_plan_cuda, topk_cuda, p, like); }
   static Status count(CountParams& p, const Tensor& like) { return run(count_plan_cuda, count_cuda, p, like); }
 
@@ -157,6 +159,7 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("attention_scores", TORCH_BOX(&attention_scores<CudaBackend>));
   m.impl("attention_lse", TORCH_BOX(&attention_lse<CudaBackend>));
   m.impl("attention_pagerank", TORCH_BOX(&attention_pagerank<CudaBackend>));
+  m.impl("attention_scores_backward", TORCH_BOX(&attention_scores_backward<CudaBackend>));
   m.impl("select_topk", TORCH_BOX(&select_topk<CudaBackend>));
   m.impl("select_mass", TORCH_BOX(&select_mass<CudaBackend>));
   m.impl("select_threshold", TORCH_BOX(&select_threshold<CudaBackend>));

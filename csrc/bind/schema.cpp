@@ -14,6 +14,8 @@ STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def(
       "attention_pagerank(Tensor query, Tensor key, float? scale, float temperature, bool causal, Tensor? mask, Tensor? start, "
       "SymInt iterations) -> Tensor");
+  m.def("attention_scores_backward(Tensor grad, Tensor? grad_lse, Tensor row_lse, Tensor query, Tensor key, " TS_SCORE_ARGUMENTS
+        ", int activation, Tensor? head_weights) -> (Tensor, Tensor)");
   m.def("select_topk(Tensor scores, SymInt k, Tensor? k_rows, Tensor? candidates, Tensor? always_keep, int order) -> Tensor");
   m.def("select_mass(Tensor scores, float mass, Tensor? mass_rows, bool below, " TS_COUNT_ARGUMENTS
         ", SymInt extra) -> (Tensor, Tensor, Tensor)");

@@ -48,7 +48,7 @@ struct Slice {  // keys [key, key + count) of chunk c, count <= 64
   float row_scale, head_scale;  // 1 / divisor for mean, else 1; 0 = divisor was 0
 };
 
-static Slice make_slice(const ScoreParams& p, int64_t b, int64_t key, int64_t count) {
+[[maybe_unused]] static Slice make_slice(const ScoreParams& p, int64_t b, int64_t key, int64_t count) {
   const double divisor = p.query_reduction == Reduction::kMean ? row_divisor(p, b) : 1.0;
   return {b, 0, key, count, divisor == 0.0 ? 0.0f : static_cast<float>(1.0 / divisor), head_scale(p, b)};
 }

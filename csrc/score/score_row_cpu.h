@@ -81,8 +81,8 @@ TS_INLINE float row_weight(const ScoreParams& p, int64_t b, int64_t l) {
 }
 
 // Turns the dot products of one row and some keys into mass, in place. `visible` of the `count` keys are looked at, the others get mass 0.
-static void mass_of_row(float* mass, int64_t visible, int64_t count, float scale_value, const BiasRow& bias, const float* lse,
-                        float* maximum, float* sum) {
+[[maybe_unused]] static void mass_of_row(float* mass, int64_t visible, int64_t count, float scale_value, const BiasRow& bias,
+                                         const float* lse, float* maximum, float* sum) {
   const Vec scale = splat(scale_value);
   Vec top = splat(-kInfinity), total = zero();
   if (lse && !(*lse > -kInfinity) && *lse == *lse) visible = 0;     // -inf: the caller's row sees nothing
@@ -117,8 +117,8 @@ TS_INLINE float row_lse(float maximum, float sum) {
 }
 
 // kLogit, kSigmoid: the chunk keeps the values themselves; maximum and sum only serve the lse.
-static void values_of_row(const ScoreParams& p, float* mass, int64_t visible, int64_t count, const BiasRow& bias, float* maximum,
-                          float* sum) {
+[[maybe_unused]] static void values_of_row(const ScoreParams& p, float* mass, int64_t visible, int64_t count, const BiasRow& bias,
+                                           float* maximum, float* sum) {
   const Vec scale = splat(p.scale);
   Vec top = splat(-kInfinity), total = zero();
   for (int64_t i = 0; i < visible; i += kLanes) {

@@ -286,16 +286,6 @@ def test_attention_scores_thread_count_does_not_matter() -> None:
         assert_equal(lse, results[0][1])
 
 
-@pytest.mark.filterwarnings("error")
-def test_attention_scores_carry_no_gradient(device: str) -> None:
-    query, key = queries_and_keys(seeded(26), 1, 2, 2, 1, 20, 16, torch.float32, device)
-    scores, lse = ts.attention_scores(query.requires_grad_(), key, return_lse=True)
-    assert not scores.requires_grad
-    assert not lse.requires_grad
-    (scores.sum() + query.sum()).backward()
-    assert_equal(query.grad, torch.ones_like(query))
-
-
 def test_attention_scores_batch_rows_are_independent(device: str) -> None:
     query, key = queries_and_keys(seeded(25), 4, 4, 2, 2, 300, 32, torch.float32, device)
     whole = ts.attention_scores(query, key)

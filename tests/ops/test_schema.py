@@ -18,6 +18,8 @@ SCHEMAS = {
     "attention_pagerank": (
         "(Tensor query, Tensor key, float? scale, float temperature, bool causal, Tensor? mask, Tensor? start, SymInt iterations) -> Tensor"
     ),
+    "attention_scores_backward": f"(Tensor grad, Tensor? grad_lse, Tensor row_lse, Tensor query, Tensor key, {SCORE}, int activation, "
+    "Tensor? head_weights) -> (Tensor, Tensor)",
     "select_topk": "(Tensor scores, SymInt k, Tensor? k_rows, Tensor? candidates, Tensor? always_keep, int order) -> Tensor",
     "select_mass": f"(Tensor scores, float mass, Tensor? mass_rows, bool below, {COUNT}, SymInt extra) -> (Tensor, Tensor, Tensor)",
     "select_threshold": f"(Tensor scores, float tau, Tensor? tau_rows, bool strict, {COUNT}) -> (Tensor, Tensor, Tensor)",

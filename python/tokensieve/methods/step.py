@@ -100,8 +100,8 @@ def prune_ragged(
     N, M = image_mask.shape[1], key.shape[2]
     visible = valid_mask if normalize == "row" else torch.nn.functional.pad(image_mask, (M - N, 0))
     scores = ops.attention_scores(
-        query,
-        key,
+        query.detach(),  # scores only select here: a graph would keep queries and keys alive for nothing
+        key.detach(),
         causal=query_positions is not None,
         query_positions=query_positions,
         bias=None if visible is None else visible[:, None, None, :],

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _autograd, _checks, score_grad  # noqa: F401  (the last one registers the gradients)
 from ._checks import ACTIVATIONS, NORMALIZATIONS, REDUCTIONS, ROW_REDUCTIONS, explain
 
 Reduction = Literal["mean", "sum", "max"] | None
@@ -69,7 +69,10 @@ def attention_scores(
         ValueError: a shape, range, option, device or stride that breaks a rule above.
 
     Accumulates in float32 in a fixed order: the same call gives the same bits on any number of threads and on every CPU level. A row that
-    sees nothing gives zeros. Memory is O(B H N), whatever L. Not differentiable.
+    sees nothing gives zeros. Memory is O(B H N), whatever L.
+
+    Differentiable in query, key and accumulate where no reduction is "max" (no second derivatives; a given lse and the other arguments are
+    constants). The backward pass takes O(B H L N) memory: it is meant for the few rows of EViT and DynamicViT.
 
     Source: FastV (arXiv 2403.06764, section 4), PyramidDrop (arXiv 2410.17247, section 3.2), FasterVLM (arXiv 2412.01818, section 3).
 
@@ -83,7 +86,9 @@ def attention_scores(
     try:
         heads = head_weights if head_weights is None else head_weights.contiguous()
         before = accumulate if accumulate is None else accumulate.contiguous()
-        scores, row_lse = _op(query, key, *score_arguments(query, key, *options), ACTIVATIONS[activation], heads, before)
+        arguments = (*score_arguments(query, key, *options), ACTIVATIONS[activation], heads, before)
+        differentiable = [t for t in (query, key, bias, lse, row_weights, head_weights, accumulate) if t is not None]
+        scores, row_lse = _autograd.call(_op, differentiable, query, key, *arguments)
     except Exception as error:
         explain(error, lambda: check_attention_scores(query, key, options, activation, head_weights, accumulate))
     return (scores, row_lse) if return_lse else scores
@@ -233,8 +238,3 @@ def _fake(
     check_attention_scores(query, key, (*options, query_positions), tuple(ACTIVATIONS)[activation], head_weights, accumulate)
     scores = query.new_empty(score_shape(query, range_end - range_begin, query_reduction, head_reduction), dtype=torch.float32)
     return scores, query.new_empty(query.shape[:3], dtype=torch.float32)
-
-
-# Scores carry no gradient. A fallthrough costs nothing; without it they would require grad, and a backward pass would warn and be wrong.
-_library = torch.library.Library("tokensieve", "FRAGMENT")
-_library.impl("attention_scores", torch.library.fallthrough_kernel, "Autograd")
