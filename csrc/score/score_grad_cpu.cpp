@@ -6,6 +6,8 @@
 //   3. (b, key head, chunk): ds = u - e p in place; dk = scale * sum over the group's rows of ds q.
 // Keys are read twice from memory or cache in step 1 and never again: what remains is an outer product. Work: 8 rows N D flops.
 // Memory: 8 bytes a row and key, so it is meant for few rows. Deterministic on any number of threads and every level.
+#include <cstring>
+
 #include "core/simd_narrow.h"
 #include "score/score_finish_cpu.h"
 #include "score/score_grad_layout.h"
@@ -207,8 +209,8 @@ static void grad_steps(const GradTask& t, ParallelForFn threads) {
   parallel_for(threads, heads, 1, [&](int64_t begin, int64_t end) {  // keys without a ds
     for (int64_t head = begin; head < end; ++head) {
       T* const to = static_cast<T*>(t.g.key_grad) + head * p.N * p.D;
-      __builtin_memset(to, 0, bytes(t.at.key_begin));
-      __builtin_memset(to + t.at.key_end * p.D, 0, bytes(p.N - t.at.key_end));
+      memset(to, 0, bytes(t.at.key_begin));
+      memset(to + t.at.key_end * p.D, 0, bytes(p.N - t.at.key_end));
     }
   });
   if (p.dtype != DType::kFloat32) {
