@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) pick_kernel(const Args a) {
   SIMT_SHARED(uint64_t, seconds, [32]);
   SIMT_SHARED(float, between, [32][33]);
   SIMT_SHARED(int64_t, fresh, [32]);
-  SIMT_SHARED(int, counts, [2]);  // fresh picks, all picks
+  SIMT_SHARED(int, fresh_count);
   SIMT_SHARED(uint32_t, warp_sums, [32]);
   const DiverseParams& p = a.p;
   const int64_t b = blockIdx.x, N = p.N;
@@ -205,7 +205,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1) pick_kernel(const Args a) {
   uint32_t open = 0;  // kItems > 0: bit i: token i * threads + me exists and is not picked
 
   for (int64_t w = me; w < a.words; w += threads) picked[w] = 0;
-  if (me < 2) counts[me] = 0;
   // The first round ranks by the nearest other token, or takes the given one.
   const int64_t wanted = p.first != nullptr ? p.first[b] : -1;
   const bool given = wanted >= 0 && wanted < N && is_candidate(p, b, wanted);
@@ -224,6 +223,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) pick_kernel(const Args a) {
     if (exists) top.add(given ? (n == wanted ? key_of(0.0f, n) : 0) : key_of(a.nearest[b * N + n], n));
   }
   bool first_round = true;
+  int64_t all = 0;  // picks so far, counted by every thread
   for (;;) {
     top = warp_top_two(top);
     if (lane == 0) {
@@ -244,14 +244,14 @@ __global__ void __launch_bounds__(kMaxThreads, 1) pick_kernel(const Args a) {
     if (warp == 0) {
       uint64_t key = lane < warps ? leaders[lane] : 0;
       const uint64_t bound = simt::warp::max(lane < warps ? seconds[lane] : uint64_t{0});
-      int taken = 0, all = counts[1];
-      while (all < p.K) {
+      int taken = 0;
+      while (all + taken < p.K) {
         const uint64_t most = simt::warp::max(key);
         if (most == 0 || (taken > 0 && (one || most < bound))) break;
         const int owner = __ffs(static_cast<int>(simt::warp::ballot(key == most))) - 1;
         if (lane == 0) {
           fresh[taken] = token_of(most);
-          out[all] = token_of(most);
+          out[all + taken] = token_of(most);
         }
         if (lane == owner) {
           key = 0;
@@ -259,16 +259,13 @@ __global__ void __launch_bounds__(kMaxThreads, 1) pick_kernel(const Args a) {
           key = key_of(between[owner][lane], token_of(key));
         }
         ++taken;
-        ++all;
       }
-      if (lane == 0) {
-        counts[0] = taken;
-        counts[1] = all;
-      }
+      if (lane == 0) fresh_count = taken;
     }
     __syncthreads();
-    const int taken = counts[0];
+    const int taken = fresh_count;
     if (taken == 0) break;
+    all += taken;
     for (int q = me; q < taken; q += threads) atomicOr(&picked[fresh[q] / 32], 1u << (fresh[q] % 32));
     top = TopTwo();
     for (int q = 0; q < taken; ++q) {  // the newest picks' rows: coalesced, independent
@@ -303,10 +300,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1) pick_kernel(const Args a) {
       }
     }
     first_round = false;
-    if (counts[1] >= p.K) break;
+    if (all >= p.K) break;
   }
   __syncthreads();
-  const int all = counts[1];
   if (p.order == DiverseOrder::kPosition) {
     emit_sorted(picked, a.words, p.K, out, warp_sums);
   } else {
@@ -362,7 +358,7 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const Args a, const int6
       if (exists && key > most) most = key;
       continue;
     }
-    const float so_far = *best;  // every lane reads before lane 0 writes: the shuffles of row_dot lie between
+    const float so_far = simt::warp::shfl(lane == 0 ? *best : 0.0f, 0);  // lane 0 alone reads and writes it
     if (so_far < 0.0f) continue;
     const T* row = base + n * p.x_stride[1];
     const float dot = row_dot(last, row, p.C), square = row_dot(row, row, p.C);
