@@ -253,5 +253,28 @@ def test_ia_red2_keeps_all_or_none() -> None:
     assert chosen.counts.tolist() == [0, 0]
 
 
+def test_ia_red2_interpreter_learns_by_policy_gradient() -> None:
+    """A prediction is right when all marked patches stay: the policy keeps them and drops others."""
+    torch.manual_seed(0)
+    interpreter, policy_token = ia_red2_step.Interpreter(8, heads=2), randn(0, 1, 1, 8)
+    optimiser = torch.optim.Adam(interpreter.parameters(), 2e-2)
+    rewards = []
+    for step in range(150):
+        patches = randn(step, 16, 6, 8)
+        marked = torch.zeros(16, 6, dtype=torch.bool)
+        marked[:, step % 6] = True
+        patches[..., 0] += 4 * marked
+        scores = interpreter(patches, policy_token.expand(16, 1, 8)).clamp(1e-4, 1 - 1e-4)
+        draw, greedy = torch.bernoulli(scores.detach()), (scores.detach() >= 0.5).float()
+        gain = [ia_red2_step.reward(d, (d.bool() | ~marked).all(1)) for d in (draw, greedy)]
+        loss = ia_red2_step.policy_loss(scores, draw, gain[0] - gain[1])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        rewards.append(gain[1].mean().item())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in interpreter.parameters())
+    assert sum(rewards[-20:]) / 20 > sum(rewards[:20]) / 20 + 0.1
+
+
 def test_selection_type_is_public() -> None:
     assert ops.Selection._fields == ("index", "counts", "overflow")
