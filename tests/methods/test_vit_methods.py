@@ -270,9 +270,10 @@ def test_ia_red2_interpreter_learns_by_policy_gradient() -> None:
         loss = ia_red2_step.policy_loss(scores, draw, gain[0] - gain[1])
         optimiser.zero_grad()
         loss.backward()
+        if step == 0:  # later the advantage may be 0 in all samples
+            assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in interpreter.parameters())
         optimiser.step()
         rewards.append(gain[1].mean().item())
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in interpreter.parameters())
     assert sum(rewards[-20:]) / 20 > sum(rewards[:20]) / 20 + 0.1
 
 
