@@ -10,8 +10,9 @@
 //   Mean and sum: a_hat . (sum of the unit rows of b): sum_kernel, a thread 16 bytes of channels, rows in chunks, the last block adds the
 //   chunks in order; dot_kernel, a warp a row of a. No products.
 // Work: 2 B M N C flops. Floor on H200: M = N = 577, C = 64 a launch (43 MFLOP); 2880 x 2880 x 1024 bfloat16 17 GFLOP, 22 us of tensor cores
-//   (790 TF/s); 16 x 2880 x 4096 reading b, 24 MB or 5.5 us at 4.3 TB/s. ESTIMATES, nothing was measured: 6, 60 and 25 us. Bound by shared
-//   memory: 10 loads of 16 bytes a lane for 16 tensor-core steps; with few rows of a by the two chunks in flight.
+//   (790 TF/s); 16 x 2880 x 4096 reading b, 24 MB or 5.5 us at 4.3 TB/s. ESTIMATES, nothing was measured: 6, 60 and 50 us. Bound by shared
+//   memory: 10 loads of 16 bytes a lane for 16 tensor-core steps. With few rows of a bound by latency: 45 blocks wait for 64 chunks one after
+//   the other; more chunks in flight would give about 10 us.
 // Norms apart (one more launch, 1 to 3 us) because beside the products they would cost each tile 8 more shared loads to the 20 of a chunk.
 // Deterministic: fixed orders, no float atomics, the same bits for any alignment and any number of column shares. Ties to the lowest
 // column, NaN last.
@@ -73,8 +74,8 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) norms_kernel(const Args a) {
   constexpr int kPart = 16 / static_cast<int>(sizeof(T));
   const CosineParams& p = a.p;
+  // padded_m and padded_n are multiples of 64, so the warps come out even.
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kWarps + warp_of_thread(), per_image = a.padded_m + a.padded_n;
-  if (at >= p.B * per_image) return;
   const int64_t b = at / per_image, i = at % per_image, n = i - a.padded_m;
   const bool of_a = n < 0;
   const bool exists = of_a ? i < p.M : n < p.N && (p.candidates == nullptr || p.candidates[b * p.candidates_stride + n] != 0);
