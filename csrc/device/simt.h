@@ -59,7 +59,7 @@ template <typename... Params, typename... Args>
 Status launch_cluster(void (*kernel)(Params...), dim3 grid, dim3 block, int cluster, size_t smem, void* stream, Args... args) {
   if (const char* why = launch_error(grid, block, cluster, smem)) return Status::error(why);
   cudaError_t error = cudaSuccess;
-  if (smem > 32 * 1024) {  // above 48 KiB, the kernel's static arrays (up to 16 KiB) counted in, it has to opt in
+  if (smem > 16 * 1024) {  // above 48 KiB, the kernel's static arrays (up to 32 KiB) counted in, it has to opt in
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
   }
   if (error == cudaSuccess && cluster > 8) {  // more than 8 is not portable between cards
