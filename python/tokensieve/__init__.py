@@ -69,7 +69,6 @@ __all__ = [
     "select_samples",
     "select_threshold",
     "select_topk",
-    "sieve",
     "tukey_fence",
     "unpack_tokens",
 ]

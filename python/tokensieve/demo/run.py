@@ -84,7 +84,7 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
     columns = (TextColumn("{task.description:<34}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=total)
-        yield lambda text: bar.update(task, advance=1, description=text)
+        yield lambda text: bar.update(task, advance=1, description=text, refresh=True)  # a stage may last less than a frame
 
 
 def make_method(name: str) -> Any:
