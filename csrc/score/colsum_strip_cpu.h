@@ -77,7 +77,7 @@ static float strip_row(const ScoreParams& p, const HeadRows& head, int64_t key, 
   if (head.lse_out) head.lse_out[l] = row_lse(maximum, sum);
   if (!softmax) return weight;
   if (sum == sum) return sum == 0.0f ? 0.0f : weight / sum;
-  for (int64_t i = 0; i < visible; ++i) values[i] = sum;  // NaN, and nowhere but on the keys that the row sees
+  nan_row(values, visible, bias);
   return weight;
 }
 

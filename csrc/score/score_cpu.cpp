@@ -11,7 +11,7 @@
 //
 // Work: 2 B H L N D flops, B H L N exps; B Hkv N D key bytes a pass, 8 B H L N bytes of mass (in L2/L3); workspace <= about the keys.
 // Bound by memory for one row (2944 x 32 x 128 float32 is 48 MB: 2.7 ms at 18 GB/s), by FMA from about 16 rows on.
-// A NaN logit makes its row NaN. A row that sees nothing is 0, its lse -inf.
+// A NaN logit makes its row NaN on the keys that it sees. A row that sees nothing is 0, its lse -inf.
 #include "score/colsum.h"
 #include "score/score.h"
 #include "score/score_cpu_layout.h"
@@ -81,6 +81,16 @@ static void mass_task(const Task& t, int64_t head, int64_t c) {
   for (int64_t r = 0; r < rows; r += kMaxRows) mass_rows<T>(t, head, c, r, smaller(kMaxRows, rows - r));
 }
 
+// The mass of row (b, h, l of the pass) in all chunks becomes that of a NaN row: NaN factors would reach the keys that it does not see.
+static void nan_mass(const Task& t, int64_t b, int64_t h, int64_t l) {
+  const ScoreParams& p = t.p;
+  const int64_t head = b * p.Hkv + h / t.at.group, end = smaller(visible_keys(p, b, t.row_begin + l), t.at.key_end);
+  float* mass = t.work + t.at.mass + (head * t.at.num_chunks * t.at.group * t.at.pass_rows + h % t.at.group * t.rows + l) * t.at.chunk;
+  for (int64_t key = t.at.key_begin; key < end; key += t.at.chunk, mass += t.at.group * t.at.pass_rows * t.at.chunk) {
+    nan_row(mass, smaller(t.at.chunk, end - key), bias_row(p, b, h, t.row_begin + l, key));
+  }
+}
+
 // Step 2 of one row: chunk statistics -> factors and lse.
 static void merge_row(const Task& t, int64_t b, int64_t h, int64_t l) {
   const ScoreParams& p = t.p;
@@ -105,11 +115,13 @@ static void merge_row(const Task& t, int64_t b, int64_t h, int64_t l) {
     total = fma(growth, load_upto(sum + c, n), total);
   }
   const float mass = reduce_add(total);
-  const float inverse = mass == 0.0f ? 0.0f : weight / mass;  // NaN stays NaN
-  if (p.activation != Activation::kSoftmax) {
+  const float inverse = mass == 0.0f ? 0.0f : weight / mass;
+  const bool softmax = p.activation == Activation::kSoftmax, nan = softmax && mass != mass;
+  if (nan) nan_mass(t, b, h, l);
+  if (nan || !softmax) {
     for (int64_t c = 0; c < chunks; ++c) factor[c * step] = weight;
   }
-  for (int64_t c = 0; c < chunks && p.activation == Activation::kSoftmax; c += kLanes) {
+  for (int64_t c = 0; c < chunks && softmax && !nan; c += kLanes) {
     const Vec share = mul(exp(sub(load_upto(maximum + c, chunks - c), shift)), splat(inverse));
     float lane[kLanes];
     store(lane, share);

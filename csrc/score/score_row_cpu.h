@@ -80,6 +80,15 @@ TS_INLINE float row_weight(const ScoreParams& p, int64_t b, int64_t l) {
   return weighted ? p.row_weights[b * p.L + l] : 1.0f;
 }
 
+// A row that is NaN is so on the keys that it sees and 0 on the others. A float bias hides nothing from it: NaN - inf is NaN, as in torch.
+[[maybe_unused]] static void nan_row(float* mass, int64_t visible, const BiasRow& bias) {
+  for (int64_t i = 0; i < visible; i += kLanes) {
+    const int64_t n = visible - i;
+    const Mask seen = bias.data && bias.dtype == DType::kBool ? flagged_lanes(bias, i, n) : first_lanes(n);
+    store(mass + i, select(seen, splat(__builtin_nanf("")), zero()));
+  }
+}
+
 // Turns the dot products of one row and some keys into mass, in place. `visible` of the `count` keys are looked at, the others get mass 0.
 [[maybe_unused]] static void mass_of_row(float* mass, int64_t visible, int64_t count, float scale_value, const BiasRow& bias,
                                          const float* lse, float* maximum, float* sum) {
@@ -108,6 +117,7 @@ TS_INLINE float row_weight(const ScoreParams& p, int64_t b, int64_t l) {
     store(mass + i, e);
   }
   *sum = reduce_add(total);
+  if (lse && *lse != *lse) nan_row(mass, visible, bias);
   for (int64_t i = (visible + kLanes - 1) / kLanes * kLanes; i < count; i += kLanes) store(mass + i, zero());
 }
 

@@ -113,6 +113,40 @@ def test_score_cpu_nan_makes_its_row_nan(cpu: Cpu, L: int) -> None:
     assert np.isnan(scores).sum() == 600
 
 
+@pytest.mark.parametrize("how", [NONE, SUM, MAX, MEAN])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(H=4, Hkv=2, L=6, N=600, D=16, causal=True),
+        Case(H=4, Hkv=2, L=6, N=600, D=16, causal=True, bias="bool", key_range=(40, 590), normalize=RANGE),
+        Case(H=4, Hkv=2, L=6, N=300, D=16, lse=True, bias="bool", positions=[[-1, 20, 299, 270, 5, 70]]),
+        Case(H=8, Hkv=8, L=37, N=70, D=16, causal=True, bias="bool"),  # several passes, a task a key head
+        Case(H=4, Hkv=2, L=50, N=70, D=16, causal=True, bias="bool", plan={"algo": "cpu_strip"}),
+        Case(H=4, Hkv=2, L=50, N=70, D=16, causal=True, bias="bool", lse=True, plan={"algo": "cpu_strip"}),
+    ],
+    ids=str,
+)
+def test_score_cpu_nan_row_leaves_hidden_keys_alone(cpu: Cpu, case: Case, how: int) -> None:
+    """A NaN row is NaN on the keys that it sees, and what other rows and heads give the rest is the same to the bit."""
+    case = replace(case, query_reduction=how, head_reduction=NONE)
+    clean = cpu.score_cuda(case.arguments())["scores"]
+    if case.lse:
+        case.given_lse[0, 1, 3] = np.nan
+    else:
+        case.query_bits[0, 1, 3, 2] = np.nan
+    sees = np.zeros(case.logits().shape, dtype=np.bool_)
+    sees[0, 1, 3] = ~np.isneginf(case.logits()[0, 1, 3])
+    sees = sees[..., case.begin : case.end]
+    assert sees.any()
+    assert not sees[0, 1, 3].all()
+    got = cpu.score_cuda(case.arguments())["scores"]
+    nan = np.isnan(got)
+    assert (nan == (sees if how == NONE else sees.any(axis=2, keepdims=True))).all()
+    if how == NONE:
+        assert (got[0, 1, 3][~sees[0, 1, 3]] == 0).all()
+    assert (got[~nan] == clean[~nan]).all()
+
+
 def test_score_cpu_hidden_keys_are_never_read_into_a_row(cpu: Cpu) -> None:
     for L in (1, 6):
         hidden = np.ones((1, 1, 1, 300), dtype=np.bool_)
