@@ -5,7 +5,7 @@ from .aim import AIM
 from .atp_llava import ATPLLaVA
 from .ats import ATS
 from .avit import AViT
-from .base import DecoderMethod, EncoderMethod, Method, Stage, TensorMethod
+from .base import BlockMethod, DecoderMethod, EncoderMethod, Method, Stage, TensorMethod
 from .damro import DAMRO
 from .dart import DART
 from .divprune import DivPrune
@@ -31,6 +31,7 @@ from .topvim import ToPViM
 from .tsllava import TSLLaVA
 from .var_sink import VAR
 from .videollm_mod import VideoLLMMoD
+from .views import BlockStep, BlockView
 from .vispruner import VisPruner
 from .vtc_cls import VTCCLS
 
@@ -49,6 +50,9 @@ __all__ = [
     "VTCCLS",
     "ATPLLaVA",
     "AViT",
+    "BlockMethod",
+    "BlockStep",
+    "BlockView",
     "DecoderMethod",
     "DivPrune",
     "DyVTE",

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from .views import ImageView, StageView
+from .views import BlockStep, BlockView, ImageView, StageView
 
 
 class Method:
@@ -127,6 +127,27 @@ class EncoderMethod(Method):
         A token that stands for no single patch takes the place of one that would have left: list that one in `index`.
         """
         return None
+
+
+class BlockMethod(Method):
+    """A method that shortens the sequence inside encoder blocks: after the attention residual, before the MLP.
+
+    A subclass says `blocks` and `step`. What goes on from block to block (sizes, the method's own state) is passed by value: a step reads
+    its view and returns a `BlockStep`, it stores nothing, so that checkpointing and compilation may run it again. Blocks that `blocks`
+    leaves out run the model's own code. Every shape comes from host values: nothing is read from the device.
+    """
+
+    hook = "vit"
+    needs_cls: ClassVar[bool] = False  # True: the model must have a CLS token at position 0
+    proportional: bool = True  # once a step has returned sizes, their log is added to the logits of the keys of all later blocks
+
+    def blocks(self, depth: int) -> tuple[int, ...]:
+        """0-based blocks whose `step` runs, ascending, of `depth`."""
+        return tuple(range(depth))
+
+    def step(self, view: BlockView) -> BlockStep | None:
+        """What follows the attention of one block; None: all tokens go on as they are. With gradients."""
+        raise NotImplementedError
 
 
 def require_ints(owner: object, **fields: object) -> None:

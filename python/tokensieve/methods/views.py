@@ -110,6 +110,45 @@ class StageView:
         return table[0].gather(1, place), table[1].gather(1, place)
 
 
+class BlockStep(NamedTuple):
+    """What a step inside a block returns: M tokens that go on to the MLP, the model's prefix tokens first and in their order."""
+
+    tokens: Tensor  # (B, M, C)
+    index: Tensor  # type: ignore[assignment]  # (B, M) int64, the token of the view that each row stands on; -1 = a made one (EViT's)
+    inverse: Tensor | None = None  # (B, N) int64, the row that each token of the view went into, -1 = dropped; None: what `index` says
+    size: Tensor | None = None  # (B, M) float32, how many patches each row stands for; None: the method keeps no sizes
+    log_size: Tensor | None = None  # (B, M) float32, where an op has it at hand; None: computed
+    state: Any = None  # of the method's own: a tensor, or a tuple of tensors; the next step's `view.state`
+
+
+@dataclass(frozen=True)
+class BlockView:
+    """One encoder block between its attention and its MLP: B images, N tokens, `prefix` of them before the patches."""
+
+    block: int  # 0-based
+    depth: int  # blocks of the encoder
+    tokens: Tensor  # (B, N, C) residual stream after the attention was added
+    query: Tensor  # (B, H, N, D) as the attention used them, unscaled
+    key: Tensor  # (B, H, N, D)
+    scale: float  # of the logits
+    prefix: int  # tokens that are no patches and come first: CLS, distillation, registers
+    cls: bool  # whether token 0 is CLS
+    patches: int  # patches that entered block 0
+    bias: Tensor | None = None  # (B, 1, 1, N) float32 that was added to the logits, log(size); None = nothing
+    size: Tensor | None = None  # (B, N) float32, patches that each token stands for; None = 1 each
+    state: Any = None  # what the last step returned; None in the first
+
+    def cls_scores(self, **options: Any) -> Tensor:
+        """(B, N) float32 share of CLS's attention that each token gets, mean over heads, CLS and other prefix tokens included.
+
+        Args:
+            options: further options of `ops.attention_scores`, such as head_reduction.
+
+        Gradients reach the queries and keys.
+        """
+        return ops.attention_scores(self.query[:, :, :1], self.key, scale=self.scale, bias=self.bias, **options)
+
+
 def _topk(scores: Tensor, counts: Sequence[int] | None, candidates: Tensor | None) -> Tensor:
     assert counts is not None, "keep_count gives no counts: pass them"
     width = max(counts, default=0)
