@@ -1,7 +1,7 @@
 """Breaks the kernels one line at a time and lists what the kernel tests do not notice (what `make mutate` calls).
 
 Every barrier, wait and fence is dropped once, every comparison and every +-1 is shifted once, in a copy of the sources under build/mutate.
-A mutant runs through its family's tests in the plain build; if it survives, under ThreadSanitizer (dropped synchronisation) or under
+A mutant runs through its kernel's tests in the plain build; if it survives, under ThreadSanitizer (dropped synchronisation) or under
 AddressSanitizer (shifted bounds). Stop it at any time: finished mutants are kept in build/mutate/results.jsonl and not run again.
 A survivor is either a missing test or a line that makes no difference; the second kind deserves a comment in the kernel, or removal.
 """
@@ -24,11 +24,7 @@ from sanitize import ROOT, environment, pytest_command
 WORK = ROOT / "build" / "mutate"
 SOURCE = WORK / "source"
 RESULTS = WORK / "results.jsonl"
-TESTS = {
-    "score": ["test_score_*.py", "test_colsum_*.py", "test_pagerank_*.py"],
-    "select": ["test_topk_*.py", "test_gather_*.py"],
-}  # other families: test_<family>*.py
-TIMEOUT = 300  # of one test run; a mutant may spin
+TIMEOUT = 600  # of one test run; a mutant may spin
 
 DROPS = re.compile(
     r"(?:simt::)?(?:__syncthreads|__syncwarp|__threadfence|cluster_sync|named_barrier|cp_async_wait<[^>]*>|cp_async_commit"
@@ -66,6 +62,17 @@ def picks_one_of_two(code: str, comparison: re.Match[str]) -> bool:
     return code[: comparison.start()].endswith(first) and second.startswith(right)
 
 
+def tests_of(path: Path) -> list[str]:
+    """The kernel tests of a file: score_grad_kernel.cuh has those of score_grad, a file of no kernel alone those of its room."""
+    tests = ROOT / "tests" / "kernels"
+    words = path.stem.split("_")
+    for n in range(len(words), 0, -1):
+        if found := sorted(tests.glob(f"test_{'_'.join(words[:n])}*.py")):
+            return [str(f.relative_to(ROOT)) for f in found]
+    units = {p.stem.split("_")[0] for p in (ROOT / path).parent.glob("*.cuh")}
+    return sorted({str(f.relative_to(ROOT)) for unit in units for f in tests.glob(f"test_{unit}*.py")})
+
+
 def find_mutants(path: Path) -> list[Mutant]:
     """Every place of a kernel file that a mutation applies to."""
     mutants = []
@@ -96,11 +103,7 @@ def compile_stage(stage: str, jobs: str) -> bool:
     return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
-def tests_pass(stage: str, family: str) -> bool:
-    patterns = TESTS.get(family, [f"test_{family}*.py"])
-    tests = sorted(str(p.relative_to(SOURCE)) for pattern in patterns for p in (SOURCE / "tests/kernels").glob(pattern))
-    if not tests:
-        sys.exit(f"mutate: no test file of tests/kernels matches {patterns}")
+def tests_pass(stage: str, tests: list[str]) -> bool:
     command = pytest_command(["-x", "--no-header", *tests])
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, cwd=SOURCE, env=environment(stage, WORK / stage), stdout=quiet, stderr=quiet)
@@ -126,14 +129,14 @@ def outcome_of(mutant: Mutant, jobs: str) -> str:
         for stage in ("none", "thread" if mutant.kind == "sync" else "address"):
             if not compile_stage(stage, jobs):
                 return "does not compile"
-            if not tests_pass(stage, Path(mutant.path).parts[1]):
+            if not tests_pass(stage, tests_of(Path(mutant.path))):
                 return f"killed ({'plain' if stage == 'none' else stage})"
         return "survived"
     finally:
         target.write_text(original)
 
 
-def prepare(families: set[str], kinds: set[str], jobs: str) -> None:
+def prepare(tests: list[str], kinds: set[str], jobs: str) -> None:
     """A fresh copy of the sources and tests (they may change meanwhile), built for every stage; unchanged, all must pass."""
     for folder in ("csrc", "tests/kernels"):
         shutil.copytree(ROOT / folder, SOURCE / folder, dirs_exist_ok=True)  # keeps times: what is built stays built
@@ -142,9 +145,8 @@ def prepare(families: set[str], kinds: set[str], jobs: str) -> None:
     for stage in ["none", *(["thread"] if "sync" in kinds else []), *(["address"] if "bound" in kinds else [])]:
         print(f"mutate: building and testing the unchanged sources, sanitizer {stage} ...", flush=True)
         configure(stage, jobs)
-        for family in sorted(families):
-            if not tests_pass(stage, family):
-                sys.exit(f"mutate: the unchanged {family} kernels fail their tests, sanitizer {stage}")
+        if not tests_pass(stage, tests):
+            sys.exit(f"mutate: the unchanged kernels fail their tests, sanitizer {stage}")
 
 
 def report(results: dict[Mutant, str], planned: int) -> None:
@@ -165,14 +167,14 @@ def load_results() -> dict[Mutant, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, help="kernel files; default csrc/score/*.cuh and csrc/select/*.cuh")
+    parser.add_argument("files", nargs="*", type=Path, help="kernel files; default csrc/*/*.cuh")
     parser.add_argument("--kind", choices=["sync", "bound"], help="only dropped synchronisation, or only shifted bounds")
     parser.add_argument("--every", type=int, default=1, help="run every n-th mutant only: a sample")
     parser.add_argument("--list", action="store_true", help="list the mutants and stop")
     parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
     parser.add_argument("--jobs", default=str(os.cpu_count() or 1))
     arguments = parser.parse_args()
-    files = [f.resolve() for f in arguments.files] or sorted(p for room in TESTS for p in (ROOT / "csrc" / room).glob("*.cuh"))
+    files = [f.resolve() for f in arguments.files] or sorted((ROOT / "csrc").glob("*/*.cuh"))
     mutants = [m for f in files for m in find_mutants(f) if arguments.kind in (None, m.kind)][:: arguments.every]
     if arguments.list:
         print("\n".join(m.describe() for m in mutants), f"\n{len(mutants)} mutants")
@@ -183,7 +185,7 @@ def main() -> None:
     known = load_results()
     results = {m: known[m] for m in mutants if m in known}
     try:
-        prepare({Path(m.path).parts[1] for m in mutants}, {m.kind for m in mutants}, arguments.jobs)
+        prepare(sorted({test for m in mutants for test in tests_of(Path(m.path))}), {m.kind for m in mutants}, arguments.jobs)
         for number, mutant in enumerate(mutants, 1):
             if mutant in results:
                 continue
