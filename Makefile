@@ -59,4 +59,5 @@ $(VENV)/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit("tokensieve needs Python >= 3.10, got " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 # its torchvision loads only beside the CUDA torch
 	touch $@

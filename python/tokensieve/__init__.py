@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .models import detach as detach
     from .models import sieve as sieve
 
-# attach, detach and sieve are not in it: `from tokensieve import *` would import transformers, or fail where there is none
+# attach, detach and sieve are not in it: they come on first use
 __all__ = [
     "Packed",
     "PruneResult",
@@ -75,11 +75,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The model side comes on first use: it imports transformers, which the ops and methods do without (2 s of the import time)."""
+    """The model side comes on first use; what needs transformers, at the first model that does (2 s of import time)."""
     if name in ("attach", "detach", "sieve"):
-        try:
-            from . import models
-        except ModuleNotFoundError as error:
-            raise ImportError(f"tokensieve.{name} needs {error.name}: pip install 'tokensieve[models]'") from error
+        from . import models
+
         return getattr(models, name)
     raise AttributeError(f"module 'tokensieve' has no attribute {name!r}")

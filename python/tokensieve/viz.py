@@ -44,11 +44,7 @@ def overlay(image: Image, kept: Sequence[int] | Tensor, grid: tuple[int, int]) -
     """
     from PIL import Image as Images
 
-    rows, columns = _grid(grid)
-    if rows > image.height or columns > image.width:
-        raise ValueError(
-            f"tokensieve.viz.overlay: grid must not be finer than the image of {image.height} x {image.width} pixels, got {grid}"
-        )
+    rows, columns = _grid(grid, image, "overlay")
     mask = torch.zeros(rows * columns, dtype=torch.bool)
     mask[_patches(kept, rows, columns)] = True
     lit = Images.frombytes("L", (columns, rows), bytes((mask * 255).to(torch.uint8).tolist()))
@@ -61,28 +57,91 @@ def overlay(image: Image, kept: Sequence[int] | Tensor, grid: tuple[int, int]) -
     return picture
 
 
-def _grid(grid: tuple[int, int]) -> tuple[int, int]:
+def groups(image: Image, labels: Sequence[int] | Tensor, grid: tuple[int, int]) -> Image:
+    """The image with every group of merged patches in its mean colour and a line around it.
+
+    Args:
+        image: any size and mode; it is not changed. It must show what the model saw.
+        labels: the group of each patch in raster order, one number for each of rows * columns; -1 = dropped. A (N,) integer tensor or a
+            sequence of ints. A patch alone in its group stays as it is, dropped ones go dark.
+        grid: (rows, columns) of patches.
+
+    Returns:
+        An RGB image of the same size. A group whose patches don't touch shows as several areas of one colour.
+
+    Raises:
+        TypeError: labels or grid hold no integers.
+        ValueError: a number of labels that is not the grid's, a grid without patches or finer than the pixels.
+
+    Deterministic; reads labels on the host.
+
+    Example:
+        >>> from PIL import Image
+        >>> half = Image.new("RGB", (8, 4), "white")
+        >>> half.paste("black", (0, 0, 4, 4))
+        >>> groups(half, [0, 0], (1, 2)).getpixel((1, 1)), groups(half, [0, 1], (1, 2)).getpixel((1, 1))
+        ((128, 128, 128), (0, 0, 0))
+    """
+    from PIL import Image as Images
+
+    rows, columns = _grid(grid, image, "groups")
+    numbers = _integers(labels, "labels", "groups").to("cpu", torch.int64)
+    if len(numbers) != rows * columns:
+        raise ValueError(f"tokensieve.viz.groups: labels must be ({rows * columns},) for a grid of {rows} x {columns}, got {len(numbers)}")
+    photo = image.convert("RGB")
+    dark = Images.blend(Images.new("RGB", photo.size, BACKGROUND), photo.convert("L").convert("RGB"), DIM)
+    row = (torch.arange(image.height) * rows).div(image.height, rounding_mode="floor")
+    column = (torch.arange(image.width) * columns).div(image.width, rounding_mode="floor")
+    patch = row[:, None] * columns + column  # of each pixel
+    label = numbers[patch]
+    pixels = torch.frombuffer(bytearray(photo.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3).to(torch.float64)
+    unique, members = numbers.clamp(min=-1).unique(return_inverse=True)
+    group, count = members[patch].flatten(), len(unique)
+    total = torch.zeros(count, 3, dtype=torch.float64).index_add_(0, group, pixels.flatten(0, 1))
+    mean = total / torch.bincount(group, minlength=count).clamp(min=1)[:, None]
+    several = (torch.bincount(members, minlength=count) > 1)[members][patch] & (label >= 0)
+    shade = torch.frombuffer(bytearray(dark.tobytes()), dtype=torch.uint8).view_as(pixels).to(torch.float64)
+    out = torch.where(several[..., None], mean[group].view_as(pixels), pixels)
+    out = torch.where((label < 0)[..., None], shade, out)
+    if min(image.height // rows, image.width // columns) >= 6:  # on smaller patches a line would hide the patch
+        line = torch.zeros_like(several)
+        line[:, 1:] |= (label[:, 1:] != label[:, :-1]) & (several[:, 1:] | several[:, :-1])
+        line[1:] |= (label[1:] != label[:-1]) & (several[1:] | several[:-1])
+        out = torch.where(line[..., None], torch.tensor(EDGE, dtype=torch.float64), out)
+    return Images.frombytes("RGB", photo.size, bytes(out.round().to(torch.uint8).flatten().tolist()))
+
+
+def _grid(grid: tuple[int, int], image: Image, caller: str) -> tuple[int, int]:
     if len(grid) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) for n in grid):
-        raise TypeError(f"tokensieve.viz.overlay: grid must be a pair (rows, columns) of ints, got {grid!r}")
+        raise TypeError(f"tokensieve.viz.{caller}: grid must be a pair (rows, columns) of ints, got {grid!r}")
     if min(grid) < 1:
-        raise ValueError(f"tokensieve.viz.overlay: grid must have at least one row and one column, got {grid}")
+        raise ValueError(f"tokensieve.viz.{caller}: grid must have at least one row and one column, got {grid}")
+    if grid[0] > image.height or grid[1] > image.width:
+        raise ValueError(
+            f"tokensieve.viz.{caller}: grid must not be finer than the image of {image.height} x {image.width} pixels, got {grid}"
+        )
     return grid
 
 
 def _patches(kept: Sequence[int] | Tensor, rows: int, columns: int) -> Tensor:
     """kept as a checked (K,) tensor without pads."""
-    numbers = kept if isinstance(kept, Tensor) else torch.tensor(list(kept) or [], dtype=None if len(kept) else torch.int64)
-    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-        raise TypeError(f"tokensieve.viz.overlay: kept must hold patch numbers (ints), got {numbers.dtype}")
-    if numbers.dim() != 1:
-        raise ValueError(f"tokensieve.viz.overlay: kept must be (K,), one image's patches, got shape {tuple(numbers.shape)}")
-    numbers = numbers.to("cpu", torch.int64)
+    numbers = _integers(kept, "kept", "overlay").to("cpu", torch.int64)
     wrong = numbers[(numbers < -1) | (numbers >= rows * columns)]
     if len(wrong):
         raise ValueError(
             f"tokensieve.viz.overlay: kept must be in [0, {rows * columns}) for a grid of {rows} x {columns}, got {int(wrong[0])}"
         )
     return numbers[numbers >= 0]
+
+
+def _integers(values: Sequence[int] | Tensor, name: str, caller: str) -> Tensor:
+    """values as a (K,) integer tensor."""
+    numbers = values if isinstance(values, Tensor) else torch.tensor(list(values) or [], dtype=None if len(values) else torch.int64)
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise TypeError(f"tokensieve.viz.{caller}: {name} must hold patch numbers (ints), got {numbers.dtype}")
+    if numbers.dim() != 1:
+        raise ValueError(f"tokensieve.viz.{caller}: {name} must be (K,), one image's patches, got shape {tuple(numbers.shape)}")
+    return numbers
 
 
 def _outline(picture: Image, lit: Image) -> None:

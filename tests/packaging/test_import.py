@@ -61,7 +61,7 @@ def test_star_import_needs_no_transformers(run_python: Callable[..., Any]) -> No
         "from tokensieve import *\n"
         "assert select_topk and methods\n"
         "import tokensieve\n"
-        "try: tokensieve.sieve\n"
+        "try: tokensieve.sieve(None, methods.FastV())\n"
         "except ImportError as error: print(error)"
     )
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,21 @@
-"""Methods inside transformers models: `sieve(model, method)`, or `attach` and `detach`."""
+"""Methods inside models: `sieve(model, method)`, or `attach` and `detach`. What needs transformers is imported on first use."""
 
+from typing import TYPE_CHECKING, Any
+
+from .block_run import BlockRun
 from .context import attach, detach, sieve
 from .report import Report
-from .run import SieveRun
 
-__all__ = ["Report", "SieveRun", "attach", "detach", "sieve"]
+if TYPE_CHECKING:
+    from .run import SieveRun as SieveRun
+
+__all__ = ["BlockRun", "Report", "SieveRun", "attach", "detach", "sieve"]
+
+
+def __getattr__(name: str) -> Any:
+    """Timm models do without transformers."""
+    if name == "SieveRun":
+        from .run import SieveRun
+
+        return SieveRun
+    raise AttributeError(f"module 'tokensieve.models' has no attribute {name!r}")

@@ -1,28 +1,38 @@
-"""sieve(model, method): a method inside a transformers model, for the length of a with block."""
+"""sieve(model, method): a method inside a transformers or timm model, for the length of a with block."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor
 
-from ..methods.base import Method
-from .run import SieveRun
+from ..methods.base import BlockMethod, Method
+from .block_run import BlockRun
+
+if TYPE_CHECKING:
+    from .run import SieveRun
 
 
-def sieve(model: Any, method: Method, *, image_mask: Tensor | None = None, spans: Sequence[Any] | None = None) -> SieveRun:
+@overload
+def sieve(model: Any, method: BlockMethod, *, image_mask: None = None, spans: None = None) -> BlockRun: ...
+@overload
+def sieve(model: Any, method: Method, *, image_mask: Tensor | None = None, spans: Sequence[Any] | None = None) -> SieveRun: ...
+def sieve(model: Any, method: Method, *, image_mask: Tensor | None = None, spans: Sequence[Any] | None = None) -> SieveRun | BlockRun:
     """Attaches a method to a model for the length of a `with` block; forward and `generate` then run with fewer image tokens.
 
     Args:
         model: LLaVA-1.5, LLaVA-NeXT, or a plain Llama or Qwen2 decoder of transformers, with or without its head. Any attention
             back end, padding on either side, grouped-query attention, a DynamicCache, several images, several turns.
-        method: an `EncoderMethod` (needs a LLaVA model) or a `DecoderMethod`, such as those of `tokensieve.methods`.
+            For a `BlockMethod` an image encoder: timm's ViT or DeiT (distilled and with registers too), or a CLIP, SigLIP or DINOv2 model
+            of transformers, of which the tower is sieved.
+        method: an `EncoderMethod` (needs a LLaVA model), a `DecoderMethod` or a `BlockMethod`, such as those of `tokensieve.methods`.
         image_mask: (B, S) bool, image tokens of the prompt; for plain decoders. S counts from the first cached token.
         spans: instead of image_mask, (start, length) spans for every sample, or a list of such spans for each sample.
 
     Returns:
-        A `SieveRun`, used once: `with sieve(...) as run`. On exit, also by an exception, the model is exactly as before.
+        A `SieveRun`, or a `BlockRun` for a `BlockMethod`, used once: `with sieve(...) as run`. On exit, also by an exception, the model
+        is exactly as before.
 
     Raises:
         TypeError: a model or method that is not supported; the message says what is.
@@ -46,17 +56,25 @@ def sieve(model: Any, method: Method, *, image_mask: Tensor | None = None, spans
         >>> out.last_hidden_state.shape, run.report.tokens
         (torch.Size([1, 10, 32]), (14, 10, 10))
     """
+    if isinstance(method, BlockMethod):
+        if image_mask is not None or spans is not None:
+            raise ValueError(f"tokensieve.sieve: image_mask and spans must be None for {type(method).__name__}: an encoder sees no text")
+        return BlockRun(model, method)
+    try:
+        from .run import SieveRun
+    except ModuleNotFoundError as error:
+        raise ImportError(f"tokensieve.sieve of a {type(method).__name__} needs {error.name}: pip install 'tokensieve[models]'") from error
     return SieveRun(model, method, image_mask, spans)
 
 
-def attach(model: Any, method: Method, *, image_mask: Tensor | None = None, spans: Sequence[Any] | None = None) -> SieveRun:
+def attach(model: Any, method: Method, *, image_mask: Tensor | None = None, spans: Sequence[Any] | None = None) -> SieveRun | BlockRun:
     """`sieve` without a with block.
 
     Args:
         model, method, image_mask, spans: as in `sieve`.
 
     Returns:
-        The attached `SieveRun`; `detach` undoes it.
+        The attached `SieveRun` or `BlockRun`; `detach` undoes it.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `sieve`.
@@ -68,10 +86,10 @@ def attach(model: Any, method: Method, *, image_mask: Tensor | None = None, span
         >>> run = attach(LlamaModel(config), FastV(layer=1), spans=[(2, 8)])
         >>> detach(run)
     """
-    return SieveRun(model, method, image_mask, spans).__enter__()
+    return sieve(model, method, image_mask=image_mask, spans=spans).__enter__()
 
 
-def detach(run: SieveRun) -> None:
+def detach(run: SieveRun | BlockRun) -> None:
     """Undoes `attach`: the model is exactly as before.
 
     Args:
@@ -81,7 +99,7 @@ def detach(run: SieveRun) -> None:
         None.
 
     Raises:
-        AttributeError: run is not a `SieveRun`.
+        AttributeError: run is neither.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaModel

@@ -51,7 +51,9 @@ class Timer:
 
 @dataclass(frozen=True)
 class Report:
-    """The last prompt with image tokens, layer by layer. Counts are sums over the batch; FLOPs count a multiply-add as two.
+    """The last prompt with image tokens, or the last call of an encoder, layer by layer: what entered each.
+
+    Counts are sums over the batch; FLOPs count a multiply-add as two.
 
     The prune steps are in `prune_seconds`, not in the FLOPs: PyramidDrop projects the keys of a layer once more at each stage.
     """
@@ -62,11 +64,11 @@ class Report:
     image_tokens: tuple[int, ...]  # image tokens among them
     dense_flops: tuple[float, ...]
     flops: tuple[float, ...]
-    prune_seconds: tuple[float, ...]  # one per drop that took place
+    prune_seconds: tuple[float, ...]  # one per drop that took place between decoder layers
 
     @property
     def saved(self) -> float:
-        """Share of the decoder's FLOPs that was saved, 0 to 1."""
+        """Share of the layers' FLOPs that was saved, 0 to 1."""
         dense = sum(self.dense_flops)
         return 1 - sum(self.flops) / dense if dense else 0.0
 
@@ -76,6 +78,7 @@ class Report:
         for layer, (tokens, image, dense, flops, dense_flops) in enumerate(rows):
             lines.append(f"{layer:5d} {tokens:8d} {image:16d} {tokens / max(dense, 1):10.1%} {flops / 1e9:8.3f} {dense_flops / 1e9:14.3f}")
         total, dense_total = sum(self.flops) / 1e9, sum(self.dense_flops) / 1e9
-        milliseconds = ", ".join(f"{1e3 * s:.2f}" for s in self.prune_seconds) or "none"
-        lines.append(f"total {total:.3f} of {dense_total:.3f} GFLOPs ({self.saved:.1%} saved); prune steps: {milliseconds} ms")
+        milliseconds = ", ".join(f"{1e3 * s:.2f}" for s in self.prune_seconds)
+        steps = f"; prune steps: {milliseconds} ms" if milliseconds else ""
+        lines.append(f"total {total:.3f} of {dense_total:.3f} GFLOPs ({self.saved:.1%} saved){steps}")
         return "\n".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,14 +11,13 @@ from torch import Tensor
 
 from ..flops import decoder_layer_flops
 from ..methods.base import DecoderMethod, EncoderMethod, Method, TensorMethod
+from .active import claim, release, require_uncompiled
 from .decoder import DecoderSieve
 from .images import ImageSource
 from .layout import Chunk, runs_of
 from .report import Report
 from .support import find_parts
 from .vision import VisionSieve
-
-_ACTIVE: weakref.WeakKeyDictionary[Any, SieveRun] = weakref.WeakKeyDictionary()  # decoders that a sieve is attached to
 
 
 class SieveRun:
@@ -37,6 +35,7 @@ class SieveRun:
             raise TypeError(f"tokensieve.sieve: method must be an instance from tokensieve.methods, got {got}")
         self.method = method
         self._parts = find_parts(model)
+        self._held = [module for module in (self._parts.decoder, self._parts.vision) if module is not None]
         self._images = ImageSource(self._parts)
         self._images.say(image_mask, spans)
         needs_vision = self._parts.multimodal is not None or isinstance(method, EncoderMethod)
@@ -51,31 +50,24 @@ class SieveRun:
             raise RuntimeError(
                 f"tokensieve.sieve: a sieve is used once, this one is {self._state}; make a new one with sieve(model, method)"
             )
-        other = _ACTIVE.get(self._parts.decoder)
-        if other is not None:
-            raise RuntimeError(
-                f"tokensieve.sieve: this {type(self._parts.model).__name__} is already inside a sieve with {other.method!r}; leave that "
-                "one first (a sieve can't be nested)"
-            )
+        claim(self._parts.model, self._held, self)
         try:
             self._attach()
         except BaseException:
             self._detach()
+            release(self._held)
             raise
-        _ACTIVE[self._parts.decoder] = self
         self._state = "attached"
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._state == "attached":
             self._detach()
-            _ACTIVE.pop(self._parts.decoder, None)
+            release(self._held)
             self._state = "finished"
 
     def _attach(self) -> None:
-        compiled = [type(module).__name__ for module in self._parts.model.modules() if module._compiled_call_impl is not None]
-        if compiled:  # code that was compiled before runs without our hooks: every token would stay, in silence
-            raise RuntimeError(f"tokensieve.sieve: model must not be compiled, got a compiled {compiled[0]}")
+        require_uncompiled(self._parts.model)
         self._handles += self._decoder.hooks() + self._images.hooks()
         if self._vision is not None:
             self._handles += self._vision.hooks()
