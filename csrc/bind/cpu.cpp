@@ -10,6 +10,7 @@
 #include "bind/budget_ops.h"
 #include "bind/complement_ops.h"
 #include "bind/gather_ops.h"
+#include "bind/merge_ops.h"
 #include "bind/pack_ops.h"
 #include "bind/pagerank_ops.h"
 #include "bind/prune_ops.h"
@@ -112,6 +113,9 @@ struct CpuBackend {
   static Status gather(const GatherParams& p, const Tensor&) { return gather_cpu(p, level(), torch_threads); }
   static Status scatter(const GatherParams& p, const Tensor&) { return scatter_rows_cpu(p, level(), torch_threads); }
 
+  static Status merge(MergeParams& p, const Tensor& like) { return run(merge_plan_cpu, merge_cpu, p, like); }
+  static Status merge_grad(MergeParams& p, const Tensor& like) { return run(merge_plan_cpu, merge_grad_cpu, p, like); }
+
   static Status scatter_tokens(const ScatterParams& p, const Tensor&) { return scatter_cpu(p, level(), torch_threads); }
   static Status scatter_grad(const ScatterParams& p, const Tensor&) { return scatter_grad_cpu(p, level(), torch_threads); }
 
@@ -145,6 +149,13 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, m) {
   m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward<CpuBackend>));
   m.impl("scatter_tokens", TORCH_BOX(&scatter_tokens<CpuBackend>));
   m.impl("scatter_tokens_backward", TORCH_BOX(&scatter_tokens_backward<CpuBackend>));
+  m.impl("merge_tokens", TORCH_BOX(&merge_tokens<CpuBackend>));
+  m.impl("merge_tokens_backward", TORCH_BOX(&merge_tokens_backward<CpuBackend>));
+  m.impl("unmerge_tokens", TORCH_BOX(&unmerge_tokens<CpuBackend>));
+  m.impl("unmerge_tokens_backward", TORCH_BOX(&unmerge_tokens_backward<CpuBackend>));
+  m.impl("merge_by_label", TORCH_BOX(&merge_by_label<CpuBackend>));
+  m.impl("fuse_dropped", TORCH_BOX(&fuse_dropped<CpuBackend>));
+  m.impl("merge_by_label_backward", TORCH_BOX(&merge_by_label_backward<CpuBackend>));
   m.impl("pack_index", TORCH_BOX(&pack_index<CpuBackend>));
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CpuBackend>));
   m.impl("cosine_match", TORCH_BOX(&cosine_match<CpuBackend>));

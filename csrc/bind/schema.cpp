@@ -33,6 +33,17 @@ STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def(
       "scatter_tokens_backward(Tensor[] grads, Tensor index, Tensor[] values, Tensor weights, bool values_wanted, bool weights_wanted) "
       "-> (Tensor[], Tensor)");
+  m.def("merge_tokens(Tensor[] tensors, Tensor index, Tensor inverse, Tensor? size, int mode) -> (Tensor[], Tensor, Tensor)");
+  m.def(
+      "merge_tokens_backward(Tensor[] grads, Tensor[] tensors, Tensor[] outs, Tensor index, Tensor inverse, Tensor? size, int mode) "
+      "-> Tensor[]");
+  m.def("unmerge_tokens(Tensor[] tensors, Tensor inverse) -> Tensor[]");
+  m.def("unmerge_tokens_backward(Tensor[] grads, Tensor inverse, SymInt rows) -> Tensor[]");
+  m.def("merge_by_label(Tensor x, Tensor labels, SymInt rows, Tensor? weights, int mode, float epsilon) -> (Tensor, Tensor)");
+  m.def("fuse_dropped(Tensor x, Tensor weights, Tensor index, bool normalize) -> (Tensor, Tensor)");
+  m.def(
+      "merge_by_label_backward(Tensor grad, Tensor? total_grad, Tensor x, Tensor out, Tensor labels, bool complement, Tensor? weights, "
+      "int mode, float epsilon, bool x_wanted, bool weights_wanted) -> (Tensor, Tensor)");
   m.def("pack_index(Tensor index, SymInt N, SymInt capacity) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("prune_tokens(Tensor query, Tensor key, Tensor[] tensors, SymInt k, " TS_SCORE_ARGUMENTS
         ", bool keep_outside) -> (Tensor[], Tensor, Tensor)");

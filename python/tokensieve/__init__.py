@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from . import methods, ops, schedules
 from ._version import __version__
 from .ops import (
+    Merged,
     Packed,
     PruneResult,
     Selection,
     allocate_budget,
+    assignment_matrix,
     attention_lse,
     attention_pagerank,
     attention_scores,
@@ -19,11 +21,15 @@ from .ops import (
     cosine_match,
     cosine_scores,
     debug_checks,
+    fuse_dropped,
     gather_tokens,
     gather_tokens_out,
+    merge_by_label,
+    merge_tokens,
     pack_tokens,
     pool_scores,
     prune_tokens,
+    run_labels,
     scatter_tokens,
     score_quantiles,
     select_diverse,
@@ -31,7 +37,9 @@ from .ops import (
     select_samples,
     select_threshold,
     select_topk,
+    trace_tokens,
     tukey_fence,
+    unmerge_tokens,
     unpack_tokens,
 )
 
@@ -42,11 +50,13 @@ if TYPE_CHECKING:
 
 # attach, detach and sieve are not in it: they come on first use
 __all__ = [
+    "Merged",
     "Packed",
     "PruneResult",
     "Selection",
     "__version__",
     "allocate_budget",
+    "assignment_matrix",
     "attention_lse",
     "attention_pagerank",
     "attention_scores",
@@ -54,13 +64,17 @@ __all__ = [
     "cosine_match",
     "cosine_scores",
     "debug_checks",
+    "fuse_dropped",
     "gather_tokens",
     "gather_tokens_out",
+    "merge_by_label",
+    "merge_tokens",
     "methods",
     "ops",
     "pack_tokens",
     "pool_scores",
     "prune_tokens",
+    "run_labels",
     "scatter_tokens",
     "schedules",
     "score_quantiles",
@@ -69,7 +83,9 @@ __all__ = [
     "select_samples",
     "select_threshold",
     "select_topk",
+    "trace_tokens",
     "tukey_fence",
+    "unmerge_tokens",
     "unpack_tokens",
 ]
 

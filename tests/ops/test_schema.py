@@ -34,6 +34,15 @@ SCHEMAS = {
     "scatter_tokens": "(Tensor[] tensors, Tensor index, Tensor[] values, bool add, Tensor? weights) -> Tensor[]",
     "scatter_tokens_backward": "(Tensor[] grads, Tensor index, Tensor[] values, Tensor weights, bool values_wanted, bool weights_wanted) "
     "-> (Tensor[], Tensor)",
+    "merge_tokens": "(Tensor[] tensors, Tensor index, Tensor inverse, Tensor? size, int mode) -> (Tensor[], Tensor, Tensor)",
+    "merge_tokens_backward": "(Tensor[] grads, Tensor[] tensors, Tensor[] outs, Tensor index, Tensor inverse, Tensor? size, int mode) "
+    "-> Tensor[]",
+    "unmerge_tokens": "(Tensor[] tensors, Tensor inverse) -> Tensor[]",
+    "unmerge_tokens_backward": "(Tensor[] grads, Tensor inverse, SymInt rows) -> Tensor[]",
+    "merge_by_label": "(Tensor x, Tensor labels, SymInt rows, Tensor? weights, int mode, float epsilon) -> (Tensor, Tensor)",
+    "fuse_dropped": "(Tensor x, Tensor weights, Tensor index, bool normalize) -> (Tensor, Tensor)",
+    "merge_by_label_backward": "(Tensor grad, Tensor? total_grad, Tensor x, Tensor out, Tensor labels, bool complement, Tensor? weights, "
+    "int mode, float epsilon, bool x_wanted, bool weights_wanted) -> (Tensor, Tensor)",
     "pack_index": "(Tensor index, SymInt N, SymInt capacity) -> (Tensor, Tensor, Tensor, Tensor)",
     "prune_tokens": f"(Tensor query, Tensor key, Tensor[] tensors, SymInt k, {SCORE}, bool keep_outside) -> (Tensor[], Tensor, Tensor)",
     "cosine_match": "(Tensor a, Tensor b, SymInt k, bool largest, Tensor? candidates, bool exclude_self) -> (Tensor, Tensor)",

@@ -7,6 +7,7 @@ from .complement import complement_index
 from .diverse import select_diverse
 from .gather import gather_tokens, gather_tokens_out
 from .lse import attention_lse
+from .merge import Merged, assignment_matrix, merge_tokens, trace_tokens, unmerge_tokens
 from .pack import Packed, pack_tokens, unpack_tokens
 from .pagerank import attention_pagerank
 from .pool import pool_scores
@@ -16,14 +17,17 @@ from .ragged import Selection, select_mass, select_threshold
 from .samples import select_samples
 from .scatter import scatter_tokens
 from .score import attention_scores
+from .segments import fuse_dropped, merge_by_label, run_labels
 from .select import select_topk
 from .similarity import cosine_match, cosine_scores
 
 __all__ = [
+    "Merged",
     "Packed",
     "PruneResult",
     "Selection",
     "allocate_budget",
+    "assignment_matrix",
     "attention_lse",
     "attention_pagerank",
     "attention_scores",
@@ -31,11 +35,15 @@ __all__ = [
     "cosine_match",
     "cosine_scores",
     "debug_checks",
+    "fuse_dropped",
     "gather_tokens",
     "gather_tokens_out",
+    "merge_by_label",
+    "merge_tokens",
     "pack_tokens",
     "pool_scores",
     "prune_tokens",
+    "run_labels",
     "scatter_tokens",
     "score_quantiles",
     "select_diverse",
@@ -43,6 +51,8 @@ __all__ = [
     "select_samples",
     "select_threshold",
     "select_topk",
+    "trace_tokens",
     "tukey_fence",
+    "unmerge_tokens",
     "unpack_tokens",
 ]

@@ -103,3 +103,11 @@ def first_picks(op: str, first: Tensor, N: int) -> None:
     if bool(wrong.any()):
         row = _first(wrong)[0]
         _checks.bad_value(op, f"first must be in [-1, N={N}), got {int(first[row])} in row {row}")
+
+
+def rows(op: str, name: str, index: Tensor, count: int, letter: str) -> None:
+    """Raises for rows or labels outside [-1, count)."""
+    wrong = (index < -1) | (index >= count)
+    if bool(wrong.any()):
+        where = _first(wrong)
+        _checks.bad_value(op, f"{name} must be in [-1, {letter}={count}), got {int(index[where])} at {where}")
