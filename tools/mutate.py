@@ -138,7 +138,7 @@ def outcome_of(mutant: Mutant, jobs: str) -> str:
 
 def prepare(tests: list[str], kinds: set[str], jobs: str) -> None:
     """A fresh copy of the sources and tests (they may change meanwhile), built for every stage; unchanged, all must pass."""
-    for folder in ("csrc", "tests/kernels"):
+    for folder in ("csrc", "tests/kernels", "tests/reference"):
         shutil.copytree(ROOT / folder, SOURCE / folder, dirs_exist_ok=True)  # keeps times: what is built stays built
     for file in ("CMakeLists.txt", "pyproject.toml"):
         shutil.copy2(ROOT / file, SOURCE / file)
