@@ -11,6 +11,7 @@
 #include "bind/complement_ops.h"
 #include "bind/gather_ops.h"
 #include "bind/merge_ops.h"
+#include "bind/match_ops.h"
 #include "bind/pack_ops.h"
 #include "bind/pagerank_ops.h"
 #include "bind/prune_ops.h"
@@ -107,6 +108,7 @@ struct CpuBackend {
   static Status budget(const BudgetParams& p, const Tensor&) { return budget_cpu(p, level(), torch_threads); }
   static Status cosine(CosineParams& p, const Tensor& like) { return run(cosine_plan_cpu, cosine_cpu, p, like); }
   static Status diverse(DiverseParams& p, const Tensor& like) { return run(diverse_plan_cpu, diverse_cpu, p, like); }
+  static Status match(MatchParams& p, const Tensor& like) { return run(match_plan_cpu, match_cpu, p, like); }
   static Status samples(SamplesParams& p, const Tensor& like) { return run(samples_plan_cpu, samples_cpu, p, like); }
   static Status quantiles(QuantilesParams& p, const Tensor& like) { return run(quantiles_plan_cpu, quantiles_cpu, p, like); }
   static Status complement(ComplementParams& p, const Tensor& like) { return run(complement_plan_cpu, complement_cpu, p, like); }
@@ -160,6 +162,7 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, m) {
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CpuBackend>));
   m.impl("cosine_match", TORCH_BOX(&cosine_match<CpuBackend>));
   m.impl("cosine_scores", TORCH_BOX(&cosine_scores<CpuBackend>));
+  m.impl("bipartite_match", TORCH_BOX(&bipartite_match<CpuBackend>));
   m.impl("select_diverse", TORCH_BOX(&select_diverse<CpuBackend>));
 }
 

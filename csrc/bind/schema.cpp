@@ -50,6 +50,9 @@ STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def("cosine_match(Tensor a, Tensor b, SymInt k, bool largest, Tensor? candidates, bool exclude_self) -> (Tensor, Tensor)");
   m.def("cosine_scores(Tensor a, Tensor b, int reduction, Tensor? candidates, bool exclude_self) -> Tensor");
   m.def("select_diverse(Tensor x, SymInt k, Tensor? candidates, Tensor? first, int metric, int order) -> Tensor");
+  m.def(
+      "bipartite_match(Tensor metric, SymInt r, SymInt prefix, Tensor? sources, Tensor? targets, Tensor? keep, Tensor? bias, "
+      "Tensor? candidates, int order) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("cpu_level() -> int");
   m.def("best_cpu_level() -> int");
   m.def("set_cpu_level(int level) -> ()");

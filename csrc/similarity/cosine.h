@@ -18,6 +18,8 @@ enum class CosineReduction : int { kMatch = 0, kNone = 1, kMean = 2, kSum = 3, k
 struct CosineParams {
   const void* a = nullptr;              // [B, M, C] dtype
   const void* b = nullptr;              // [B, N, C] dtype
+  const int64_t* a_rows = nullptr;      // [B, M]: where a's rows stand in the tensor (-1: anywhere); null = 0, 1, ...; CPU
+  const int64_t* b_rows = nullptr;      // [B, N]: the same for b
   const uint8_t* candidates = nullptr;  // [B, N] bool, false = not in the set; may be null
   float* value = nullptr;               // [B, M, T] for kMatch, [B, M, N] for kNone, else [B, M]
   int64_t* index = nullptr;             // [B, M, T], kMatch only; best first, -1 (value 0) where a row has fewer than T candidates
@@ -27,6 +29,7 @@ struct CosineParams {
   int64_t T = 1;                               // 1 .. kMaxNeighbours
   int64_t a_stride[2] = {}, b_stride[2] = {};  // B, row
   int64_t candidates_stride = 0;               // of a row
+  int64_t a_rows_stride = 0, b_rows_stride = 0;
   bool exclude_self = false;                   // a and b are the same tokens: column m is no candidate for row m
   bool largest = true;                         // kMatch: highest similarity first; false: lowest first
   CosineReduction reduction = CosineReduction::kMatch;

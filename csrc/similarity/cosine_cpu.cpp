@@ -44,15 +44,22 @@ TS_INLINE float* b_inverse(const Task& t, int64_t g) {
 
 // The 16 rows of a panel; behind the last row, that one again.
 template <typename T>
-TS_INLINE void panel_rows(const T** row, const void* data, int64_t batch_offset, int64_t stride, int64_t first, int64_t count) {
-  for (int j = 0; j < kLanes; ++j) row[j] = static_cast<const T*>(data) + batch_offset + smaller(first + j, count - 1) * stride;
+TS_INLINE void panel_rows(const T** row, const void* data, int64_t batch_offset, int64_t stride, const int64_t* list, int64_t first,
+                          int64_t count) {
+  for (int j = 0; j < kLanes; ++j) {
+    const int64_t i = smaller(first + j, count - 1), at = list ? (list[i] < 0 ? 0 : list[i]) : i;
+    row[j] = static_cast<const T*>(data) + batch_offset + at * stride;
+  }
 }
+TS_INLINE const int64_t* a_list(const CosineParams& p, int64_t b) { return p.a_rows ? p.a_rows + b * p.a_rows_stride : nullptr; }
+TS_INLINE const int64_t* b_list(const CosineParams& p, int64_t b) { return p.b_rows ? p.b_rows + b * p.b_rows_stride : nullptr; }
 
 template <typename T>
 void pack_a(const Task& t, int64_t g, int64_t panel) {
   const CosineParams& p = t.p;
   const T* row[kLanes];
-  panel_rows(row, p.a, (t.first_image + g) * p.a_stride[0], p.a_stride[1], panel * kPanelRows, p.M);
+  const int64_t b = t.first_image + g;
+  panel_rows(row, p.a, b * p.a_stride[0], p.a_stride[1], a_list(p, b), panel * kPanelRows, p.M);
   float* const to = a_panels(t, g) + panel * dot_panel_floats(p.C);
   dots::scale_panel(to, p.C, dots::inverse_norm(dots::pack_panel(row, p.C, to)));
 }
@@ -61,7 +68,8 @@ template <typename T>
 void pack_b(const Task& t, int64_t g, int64_t panel) {
   const CosineParams& p = t.p;
   const T* row[kLanes];
-  panel_rows(row, p.b, (t.first_image + g) * p.b_stride[0], p.b_stride[1], panel * kPanelRows, p.N);
+  const int64_t b = t.first_image + g;
+  panel_rows(row, p.b, b * p.b_stride[0], p.b_stride[1], b_list(p, b), panel * kPanelRows, p.N);
   const Vec squares = dots::pack_panel(row, p.C, b_panels(t, g) + panel * dot_panel_floats(p.C));
   store(b_inverse(t, g) + panel * kPanelRows, dots::inverse_norm(squares));
 }
@@ -79,7 +87,7 @@ void multiply_unpacked(const Task& t, dots::Side a, Block& x) {
     const int64_t dims = smaller(dots::kDims, p.C - d);
     for (int64_t i = 0; i < panels; ++i) {
       const T* row[kLanes];
-      panel_rows(row, p.b, x.b * p.b_stride[0], p.b_stride[1], x.column + i * kPanelRows, p.N);
+      panel_rows(row, p.b, x.b * p.b_stride[0], p.b_stride[1], b_list(p, x.b), x.column + i * kPanelRows, p.N);
       squares[i] = add(squares[i], dots::pack(row, d, dims, packed + i * dots::kDims * kLanes));
     }
     dots::block({a.data + d * kLanes, a.panel_step}, x.rows, {packed, dots::kDims * kLanes}, panels, dims, d == 0, false, x.dot, kDotBlock);

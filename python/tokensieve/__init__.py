@@ -9,6 +9,7 @@ from . import methods, ops, schedules
 from ._version import __version__
 from .ops import (
     Merged,
+    MergePlan,
     Packed,
     PruneResult,
     Selection,
@@ -17,6 +18,7 @@ from .ops import (
     attention_lse,
     attention_pagerank,
     attention_scores,
+    bipartite_match,
     complement_index,
     cosine_match,
     cosine_scores,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 # attach, detach and sieve are not in it: they come on first use
 __all__ = [
     "Merged",
+    "MergePlan",
     "Packed",
     "PruneResult",
     "Selection",
@@ -60,6 +63,7 @@ __all__ = [
     "attention_lse",
     "attention_pagerank",
     "attention_scores",
+    "bipartite_match",
     "complement_index",
     "cosine_match",
     "cosine_scores",

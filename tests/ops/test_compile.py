@@ -104,6 +104,21 @@ def test_compile_similarity(device: str) -> None:
             assert_equal(g, w, f"output {i} of {(B, L + 4, N, C)}")
 
 
+def test_compile_bipartite_match(device: str) -> None:
+    def match(x: Tensor, r: int, visible: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        ids = torch.arange(x.shape[1], device=x.device)
+        lists = ts.bipartite_match(x, r, sources=ids[: x.shape[1] // 2], targets=ids[x.shape[1] // 2 :], bias=bias, order="score")
+        plan = ts.bipartite_match(x * 2, r, keep=1, candidates=visible)
+        return plan.source + 1, plan.similarity, plan.index, plan.inverse, lists.index, lists.inverse
+
+    function = compiled(match)
+    for B, N, r in ((2, 40, 5), (3, 57, 11), (4, 80, 20)):
+        x, bias = normal(seeded(N), B, N, 16, device=device), normal(seeded(r), B, N // 2, device=device)
+        given = (x, r, torch.rand(B, N, generator=seeded(N)).to(device) > 0.3, bias)
+        for i, (g, w) in enumerate(zip(function(*given), match(*given), strict=True)):
+            assert_equal(g, w, f"output {i} of {(B, N, r)}")
+
+
 def test_compile_out_variant_writes_its_buffers(device: str) -> None:
     def fill(hidden: Tensor, index: Tensor, out: Tensor) -> Tensor:
         ts.gather_tokens_out([hidden], index, [out])

@@ -37,6 +37,11 @@ def results() -> dict[str, Tensor]:
                 x = inputs.scores(seeded(N), kind, 3, N, dtype)
                 out[f"position {dtype} {kind} {N}"] = ts.select_topk(x, N // 3 + 1)
                 out[f"score {dtype} {kind} {N}"] = ts.select_topk(x, N // 2, order="score", candidates=x > 0, always_keep=x < -1)
+        for N, C in ((7, 5), (90, 33), (300, 130)):
+            plan = ts.bipartite_match(inputs.normal(seeded(N), 2, N, C, dtype=dtype), N // 3, keep=1)
+            heads = ts.bipartite_match(inputs.normal(seeded(C), 2, 3, N, C, dtype=dtype), N // 4, order="score")
+            out |= {f"match {dtype} {N} {C} {name}": value for name, value in plan._asdict().items()}
+            out |= {f"match heads {dtype} {N} {C} {name}": value for name, value in heads._asdict().items()}
         for M, N, C in ((1, 40, 7), (13, 33, 16), (150, 301, 129), (64, 300, 64)):
             a, b = inputs.normal(seeded(M), 2, M, C, dtype=dtype), inputs.normal(seeded(N), 2, N, C, dtype=dtype)
             what = f"{dtype} {M} {N} {C}"

@@ -47,6 +47,8 @@ SCHEMAS = {
     "prune_tokens": f"(Tensor query, Tensor key, Tensor[] tensors, SymInt k, {SCORE}, bool keep_outside) -> (Tensor[], Tensor, Tensor)",
     "cosine_match": "(Tensor a, Tensor b, SymInt k, bool largest, Tensor? candidates, bool exclude_self) -> (Tensor, Tensor)",
     "cosine_scores": "(Tensor a, Tensor b, int reduction, Tensor? candidates, bool exclude_self) -> Tensor",
+    "bipartite_match": "(Tensor metric, SymInt r, SymInt prefix, Tensor? sources, Tensor? targets, Tensor? keep, Tensor? bias, "
+    "Tensor? candidates, int order) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "select_diverse": "(Tensor x, SymInt k, Tensor? candidates, Tensor? first, int metric, int order) -> Tensor",
     "cpu_level": "() -> int",
     "best_cpu_level": "() -> int",

@@ -8,6 +8,7 @@ from .diverse import select_diverse
 from .gather import gather_tokens, gather_tokens_out
 from .lse import attention_lse
 from .merge import Merged, assignment_matrix, merge_tokens, trace_tokens, unmerge_tokens
+from .match import MergePlan, bipartite_match
 from .pack import Packed, pack_tokens, unpack_tokens
 from .pagerank import attention_pagerank
 from .pool import pool_scores
@@ -23,6 +24,7 @@ from .similarity import cosine_match, cosine_scores
 
 __all__ = [
     "Merged",
+    "MergePlan",
     "Packed",
     "PruneResult",
     "Selection",
@@ -31,6 +33,7 @@ __all__ = [
     "attention_lse",
     "attention_pagerank",
     "attention_scores",
+    "bipartite_match",
     "complement_index",
     "cosine_match",
     "cosine_scores",

@@ -79,22 +79,22 @@ def shares(op: str, mass: Tensor) -> None:
         _checks.bad_value(op, f"mass must be in (0, 1] in every row (debug check), got {float(mass[where])} in row {where[0]}")
 
 
-def positions(op: str, index: Tensor, N: int) -> None:
+def positions(op: str, index: Tensor, N: int, name: str = "index") -> None:
     """Raises for indices outside [-1, N); the CPU kernels refuse those too, so this also says which one they met."""
     wrong = (index < -1) | (index >= N)
     if bool(wrong.any()):
         where = _first(wrong)
-        _checks.bad_value(op, f"index must be in [-1, N={N}), got {int(index[where])} at {where}")
+        _checks.bad_value(op, f"{name} must be in [-1, N={N}), got {int(index[where])} at {where}")
 
 
-def indices(op: str, index: Tensor, N: int) -> None:
+def indices(op: str, index: Tensor, N: int, name: str = "index") -> None:
     """Raises for indices outside [-1, N) and for a token that a row names twice."""
-    positions(op, index, N)
+    positions(op, index, N, name)
     ordered = index.sort(dim=1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
     if bool(twice.any()):
         row, column = _first(twice)
-        _checks.bad_value(op, f"index must name a token once per row (debug check), got {int(ordered[row, column])} twice in row {row}")
+        _checks.bad_value(op, f"{name} must name a token once per row (debug check), got {int(ordered[row, column])} twice in row {row}")
 
 
 def first_picks(op: str, first: Tensor, N: int) -> None:
