@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
 # attach, detach and sieve are not in it: they come on first use
 __all__ = [
-    "Merged",
     "MergePlan",
+    "Merged",
     "Packed",
     "PruneResult",
     "Selection",

@@ -7,8 +7,8 @@ from .complement import complement_index
 from .diverse import select_diverse
 from .gather import gather_tokens, gather_tokens_out
 from .lse import attention_lse
-from .merge import Merged, assignment_matrix, merge_tokens, trace_tokens, unmerge_tokens
 from .match import MergePlan, bipartite_match
+from .merge import Merged, assignment_matrix, merge_tokens, trace_tokens, unmerge_tokens
 from .pack import Packed, pack_tokens, unpack_tokens
 from .pagerank import attention_pagerank
 from .pool import pool_scores
@@ -23,8 +23,8 @@ from .select import select_topk
 from .similarity import cosine_match, cosine_scores
 
 __all__ = [
-    "Merged",
     "MergePlan",
+    "Merged",
     "Packed",
     "PruneResult",
     "Selection",

@@ -26,7 +26,7 @@ class MergePlan(NamedTuple):
     source: Tensor
     destination: Tensor
     similarity: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
     inverse: Tensor
 
 
