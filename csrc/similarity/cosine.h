@@ -30,8 +30,8 @@ struct CosineParams {
   int64_t a_stride[2] = {}, b_stride[2] = {};  // B, row
   int64_t candidates_stride = 0;               // of a row
   int64_t a_rows_stride = 0, b_rows_stride = 0;
-  bool exclude_self = false;                   // a and b are the same tokens: column m is no candidate for row m
-  bool largest = true;                         // kMatch: highest similarity first; false: lowest first
+  bool exclude_self = false;  // a and b are the same tokens: column m is no candidate for row m
+  bool largest = true;        // kMatch: highest similarity first; false: lowest first
   CosineReduction reduction = CosineReduction::kMatch;
   DType dtype = DType::kFloat32;
 };
