@@ -13,9 +13,7 @@ TS_HOST_DEVICE constexpr int64_t source_id(const MatchParams& p, int64_t b, int6
 TS_HOST_DEVICE constexpr int64_t target_id(const MatchParams& p, int64_t b, int64_t j) {
   return p.targets ? p.targets[b * p.targets_stride + j] : p.target_first + 2 * j;
 }
-TS_HOST_DEVICE constexpr int64_t keep_id(const MatchParams& p, int64_t b, int64_t i) {
-  return p.keep ? p.keep[b * p.keep_stride + i] : i;
-}
+TS_HOST_DEVICE constexpr int64_t keep_id(const MatchParams& p, int64_t b, int64_t i) { return p.keep ? p.keep[b * p.keep_stride + i] : i; }
 
 // Whether a token may be one side of a pair.
 TS_HOST_DEVICE constexpr bool takes_part(const MatchParams& p, int64_t b, int64_t id) {

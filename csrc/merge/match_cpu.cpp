@@ -156,9 +156,8 @@ namespace tokensieve {
 TS_CPU_LEVELS(Status match_prepare_level(const MatchParams& params, ParallelForFn threads);
               Status match_finish_level(const MatchParams& params, ParallelForFn threads))
 
-static Status match_prepare(const MatchParams& params, CpuLevel level, ParallelForFn threads) {
-  TS_CPU_SWITCH(level, match_prepare_level(params, threads))
-}
+static Status match_prepare(const MatchParams& params, CpuLevel level,
+                            ParallelForFn threads){TS_CPU_SWITCH(level, match_prepare_level(params, threads))}
 
 Status match_cpu(const MatchParams& params, const MatchPlan& plan, CpuLevel level, ParallelForFn threads) {
   const MatchParams& p = params;
