@@ -158,6 +158,8 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, m) {
   m.impl("merge_by_label", TORCH_BOX(&merge_by_label<CpuBackend>));
   m.impl("fuse_dropped", TORCH_BOX(&fuse_dropped<CpuBackend>));
   m.impl("merge_by_label_backward", TORCH_BOX(&merge_by_label_backward<CpuBackend>));
+  m.impl("sum_pairs", TORCH_BOX(&sum_pairs<CpuBackend>));
+  m.impl("pair_dots", TORCH_BOX(&pair_dots<CpuBackend>));
   m.impl("pack_index", TORCH_BOX(&pack_index<CpuBackend>));
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CpuBackend>));
   m.impl("cosine_match", TORCH_BOX(&cosine_match<CpuBackend>));

@@ -262,4 +262,47 @@ std::tuple<Tensor, Tensor> merge_by_label_backward(const Tensor& grad, const Opt
   return {x_grad, weight_grad};
 }
 
+inline MergeParams pair_params(const char* op, const Tensor& x, const Tensor& source, const Tensor& row, int64_t rows) {
+  if (x.dim() < 2) fail(op, "x must be (B, N, ...), got shape ", shape_of(x));
+  if (rows < 0) fail(op, "rows must be at least 0, got ", rows);
+  MergeParams p;
+  p.B = x.size(0), p.rows = x.size(1), p.R = rows;
+  p.from = id_rows(op, "source", source, x, p.B, -1, p.from_stride);
+  p.N = source.size(1);
+  p.inverse = id_rows(op, "row", row, x, p.B, p.N, p.inverse_stride);
+  return p;
+}
+
+// out[row[e]] += weights[e] * x[source[e]], entries in order. Its gradient in x is itself, with source and row exchanged.
+template <typename Backend>
+Tensor sum_pairs(const Tensor& x, const Tensor& source, const Tensor& row, int64_t rows, const OptionalTensor& weights) {
+  const char* op = "sum_pairs";
+  typename Backend::Guard guard(x);
+  MergeParams p = pair_params(op, x, source, row, rows);
+  p.weights = token_floats(op, "weights", weights, x, p.B, p.N);
+  MergeTensor view = merge_view(op, x, false);
+  Tensor out = allocate_rows<Backend>(x, p.R);
+  view.dst = out.mutable_data_ptr();
+  p.tensors[0] = view, p.num_tensors = 1;
+  raise(op, Backend::merge(p, x));
+  return out;
+}
+
+// Of every pair, the sum over the channels of grad[row] * x[source]: the gradient of sum_pairs in its weights.
+template <typename Backend>
+Tensor pair_dots(const Tensor& grad, const Tensor& x, const Tensor& source, const Tensor& row) {
+  const char* op = "pair_dots";
+  typename Backend::Guard guard(x);
+  if (grad.dim() < 2) fail(op, "grad must be (B, rows, ...), got shape ", shape_of(grad));
+  MergeParams p = pair_params(op, x, source, row, grad.size(1));
+  check_grads(op, {grad}, {x}, p.R);
+  MergeTensor view = merge_view(op, x, false);
+  view.grad = grad.const_data_ptr();
+  Tensor out = allocate_like(x, {p.B, p.N}, aoti_torch_dtype_float32());
+  p.weight_grad = static_cast<float*>(out.mutable_data_ptr());
+  p.tensors[0] = view, p.num_tensors = 1;
+  raise(op, Backend::merge_grad(p, x));
+  return out;
+}
+
 }  // namespace tokensieve::bind

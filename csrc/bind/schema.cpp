@@ -44,6 +44,8 @@ STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def(
       "merge_by_label_backward(Tensor grad, Tensor? total_grad, Tensor x, Tensor out, Tensor labels, bool complement, Tensor? weights, "
       "int mode, float epsilon, bool x_wanted, bool weights_wanted) -> (Tensor, Tensor)");
+  m.def("sum_pairs(Tensor x, Tensor source, Tensor row, SymInt rows, Tensor? weights) -> Tensor");
+  m.def("pair_dots(Tensor grad, Tensor x, Tensor source, Tensor row) -> Tensor");
   m.def("pack_index(Tensor index, SymInt N, SymInt capacity) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("prune_tokens(Tensor query, Tensor key, Tensor[] tensors, SymInt k, " TS_SCORE_ARGUMENTS
         ", bool keep_outside) -> (Tensor[], Tensor, Tensor)");

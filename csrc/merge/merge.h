@@ -34,6 +34,7 @@ struct MergeParams {
   MergeTensor tensors[kMaxMergeTensors];
   int num_tensors = 0;
   const int64_t* inverse = nullptr;   // [B, N] output row of a token, -1 = none; with `complement` [B, K] tokens that row 0 leaves out
+  const int64_t* from = nullptr;      // [B, N] which of the `rows` tokens of src entry n is, -1 = skipped; null = n itself
   const int64_t* own = nullptr;       // [B, R] the token that comes first in an output row, -1 = none; may be null
   const float* weights = nullptr;     // [B, N] contiguous factors of the tokens; null = ones. kMean divides by their sum
   const float* size = nullptr;        // [B, N] contiguous, summed into total; null = ones
@@ -41,9 +42,9 @@ struct MergeParams {
   float* log_total = nullptr;         // [B, R] log(total), -inf where total <= 0; may be null
   const float* total_grad = nullptr;  // [B, R] contiguous, gradient only; may be null
   float* weight_grad = nullptr;       // [B, N], gradient of one tensor only; may be null
-  int64_t inverse_stride = 0, own_stride = 0;  // of a batch row
-  int64_t B = 0, N = 0, R = 0, K = 0;          // K of `complement` only
-  float epsilon = 0.0f;                        // kMean: added to the divisor; a divisor of 0 gives 0
+  int64_t inverse_stride = 0, own_stride = 0, from_stride = 0;  // of a batch row
+  int64_t B = 0, N = 0, R = 0, K = 0, rows = 0;                 // K of `complement` only, rows of `from` only
+  float epsilon = 0.0f;                                         // kMean: added to the divisor; a divisor of 0 gives 0
   MergeMode mode = MergeMode::kSum;
   bool complement = false;
   void* workspace = nullptr;  // plan.workspace_bytes

@@ -79,6 +79,8 @@ struct RowJob {
   const int32_t* token;
   int32_t count;
   const float* weights;  // by token, or null
+  const int64_t* from;   // by token, or null
+  int64_t source(int32_t i) const { return from != nullptr ? from[token[i]] : token[i]; }
   float divisor, scale;
   bool divide, largest;
 };
@@ -97,7 +99,7 @@ static void reduce_row(const MergeTensor& x, int64_t b, const RowJob& job, char*
       for (int32_t i = 0; i < job.count; i += kGroup) {
         const int count = static_cast<int>(smaller(kGroup, job.count - i));
         for (int j = 0; j < count; ++j) {
-          g.from[j] = token_at<T>(x, b, job.token[i + j], m) + c;
+          g.from[j] = token_at<T>(x, b, job.source(i + j), m) + c;
           g.weight[j] = splat(job.weights != nullptr ? job.weights[job.token[i + j]] : 1.0f);
         }
         g.first = i == 0, g.last = i + kGroup >= job.count;
@@ -116,9 +118,9 @@ template <typename T, typename Unsigned>
 static void reduce_integers(const MergeTensor& x, int64_t b, const RowJob& job, char* to, int64_t begin, int64_t end) {
   const int64_t width = x.segment_bytes / static_cast<int64_t>(sizeof(T));
   for (int64_t c = begin; c < end; ++c) {
-    T value = token_at<T>(x, b, job.token[0], c / width)[c % width];
+    T value = token_at<T>(x, b, job.source(0), c / width)[c % width];
     for (int32_t i = 1; i < job.count; ++i) {
-      const T next = token_at<T>(x, b, job.token[i], c / width)[c % width];
+      const T next = token_at<T>(x, b, job.source(i), c / width)[c % width];
       if (job.largest) {
         value = next > value ? next : value;
       } else {
@@ -129,7 +131,7 @@ static void reduce_integers(const MergeTensor& x, int64_t b, const RowJob& job, 
   }
 }
 
-TS_INLINE void copy_columns(const MergeTensor& x, int64_t b, int32_t token, char* to, int64_t begin, int64_t end) {  // in bytes
+TS_INLINE void copy_columns(const MergeTensor& x, int64_t b, int64_t token, char* to, int64_t begin, int64_t end) {  // in bytes
   const int64_t width = x.segments == 1 || x.stride_m == x.segment_bytes ? x.segments * x.segment_bytes : x.segment_bytes;
   for (int64_t at = begin; at < end;) {
     const int64_t m = at / width, stop = smaller((m + 1) * width, end);
@@ -147,11 +149,14 @@ static void write_row(const MergeParams& p, const MergeTensor& x, int64_t b, int
   const RowLists lists = row_lists(p, b);
   const int64_t row = x.segments * x.segment_bytes, bytes = merge_type_bytes(x.type);
   char* const to = static_cast<char*>(x.dst) + (b * p.R + r) * row;
-  RowJob job = {lists.token + lists.start[r], lists.start[r + 1] - lists.start[r], nullptr, 1.0f, 1.0f, false, p.mode == MergeMode::kAmax};
+  RowJob job = {};
+  job.token = lists.token + lists.start[r], job.count = lists.start[r + 1] - lists.start[r];
+  job.divisor = job.scale = 1.0f, job.largest = p.mode == MergeMode::kAmax;
   job.divide = p.mode != MergeMode::kSum && !job.largest;
   if (p.weights != nullptr) job.weights = p.weights + b * p.N;
+  if (p.from != nullptr) job.from = p.from + b * p.from_stride;
   if (job.divide) job.divisor = lists.divisor[r];
-  if (job.count == 1 && copies(p)) return copy_columns(x, b, job.token[0], to, begin * bytes, end * bytes);
+  if (job.count == 1 && copies(p)) return copy_columns(x, b, job.source(0), to, begin * bytes, end * bytes);
   if (job.count == 0 || (job.divide && job.divisor == 0.0f)) {
     memset(to + begin * bytes, 0, static_cast<size_t>((end - begin) * bytes));
   } else if (x.type == MergeType::kInt64) {
@@ -227,6 +232,10 @@ static Status check(const MergeParams& p) {
     const int64_t* const inverse = p.inverse + b * p.inverse_stride;
     int64_t bad = 0;
     for (int64_t i = 0; i < entries; ++i) bad += inverse[i] < -1 || inverse[i] >= limit ? 1 : 0;
+    for (int64_t i = 0; p.from != nullptr && i < p.N; ++i) {
+      const int64_t from = p.from[b * p.from_stride + i];
+      bad += from < -1 || from >= p.rows ? 1 : 0;
+    }
     if (bad != 0) return Status::error("every row, label or index must be in range");
     if (p.own == nullptr) continue;
     const int64_t* const own = p.own + b * p.own_stride;

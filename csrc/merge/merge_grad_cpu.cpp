@@ -52,10 +52,11 @@ static void scaled_row(const Grads<T>& g, int64_t n, int64_t r, float factor) {
 
 // Sum over the channels of grad * (x - out), or of grad * x.
 template <typename T>
-static float weight_dot(const Grads<T>& g, int64_t n, int64_t r, bool centred) {
+static float weight_dot(const MergeParams& p, const Grads<T>& g, int64_t n, int64_t r, bool centred) {
+  if (p.from != nullptr) n = p.from[g.b * p.from_stride + n];
   Vec sum = zero();
   for (int64_t m = 0; m < g.x.segments; ++m) {
-    const T *const from = g.value(n, m), *const grad = g.grad(r) + m * g.width, *const out = g.out(r) + m * g.width;
+    const T *const from = g.value(n, m), *const grad = g.grad(r) + m * g.width, *const out = centred ? g.out(r) + m * g.width : nullptr;
     for (int64_t i = 0; i < g.width; i += kLanes) {
       const int64_t left = g.width - i;
       Vec value = columns_upto(from + i, left);
@@ -86,7 +87,7 @@ static void linear_token(const MergeParams& p, const Grads<T>& g, const RowLists
     }
   }
   if (p.weight_grad == nullptr) return;
-  float dot = dead ? 0.0f : weight_dot(g, n, r, mean);
+  float dot = dead ? 0.0f : weight_dot(p, g, n, r, mean);
   if (mean && !dead) dot = dot / lists.divisor[r];
   p.weight_grad[g.b * p.N + n] = p.total_grad != nullptr && r < p.R ? dot + p.total_grad[g.b * p.R + r] : dot;
 }

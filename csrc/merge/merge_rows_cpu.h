@@ -31,6 +31,9 @@ TS_INLINE void rows_of_tokens(const MergeParams& p, int64_t b, int32_t* row_of) 
     return;
   }
   for (int64_t n = 0; n < p.N; ++n) row_of[n] = inverse[n] < 0 ? none : static_cast<int32_t>(inverse[n]);
+  if (p.from == nullptr) return;
+  const int64_t* const from = p.from + b * p.from_stride;
+  for (int64_t n = 0; n < p.N; ++n) row_of[n] = from[n] < 0 ? none : row_of[n];
 }
 
 static void build_lists(const MergeParams& p, int64_t b) {

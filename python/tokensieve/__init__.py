@@ -10,6 +10,7 @@ from ._version import __version__
 from .ops import (
     Merged,
     MergePlan,
+    Nearest,
     Packed,
     PruneResult,
     Selection,
@@ -27,6 +28,7 @@ from .ops import (
     gather_tokens,
     gather_tokens_out,
     merge_by_label,
+    merge_into_nearest,
     merge_tokens,
     pack_tokens,
     pool_scores,
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MergePlan",
     "Merged",
+    "Nearest",
     "Packed",
     "PruneResult",
     "Selection",
@@ -72,6 +75,7 @@ __all__ = [
     "gather_tokens",
     "gather_tokens_out",
     "merge_by_label",
+    "merge_into_nearest",
     "merge_tokens",
     "methods",
     "ops",

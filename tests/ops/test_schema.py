@@ -43,6 +43,8 @@ SCHEMAS = {
     "fuse_dropped": "(Tensor x, Tensor weights, Tensor index, bool normalize) -> (Tensor, Tensor)",
     "merge_by_label_backward": "(Tensor grad, Tensor? total_grad, Tensor x, Tensor out, Tensor labels, bool complement, Tensor? weights, "
     "int mode, float epsilon, bool x_wanted, bool weights_wanted) -> (Tensor, Tensor)",
+    "sum_pairs": "(Tensor x, Tensor source, Tensor row, SymInt rows, Tensor? weights) -> Tensor",
+    "pair_dots": "(Tensor grad, Tensor x, Tensor source, Tensor row) -> Tensor",
     "pack_index": "(Tensor index, SymInt N, SymInt capacity) -> (Tensor, Tensor, Tensor, Tensor)",
     "prune_tokens": f"(Tensor query, Tensor key, Tensor[] tensors, SymInt k, {SCORE}, bool keep_outside) -> (Tensor[], Tensor, Tensor)",
     "cosine_match": "(Tensor a, Tensor b, SymInt k, bool largest, Tensor? candidates, bool exclude_self) -> (Tensor, Tensor)",

@@ -9,6 +9,7 @@ from .gather import gather_tokens, gather_tokens_out
 from .lse import attention_lse
 from .match import MergePlan, bipartite_match
 from .merge import Merged, assignment_matrix, merge_tokens, trace_tokens, unmerge_tokens
+from .nearest import Nearest, merge_into_nearest
 from .pack import Packed, pack_tokens, unpack_tokens
 from .pagerank import attention_pagerank
 from .pool import pool_scores
@@ -25,6 +26,7 @@ from .similarity import cosine_match, cosine_scores
 __all__ = [
     "MergePlan",
     "Merged",
+    "Nearest",
     "Packed",
     "PruneResult",
     "Selection",
@@ -42,6 +44,7 @@ __all__ = [
     "gather_tokens",
     "gather_tokens_out",
     "merge_by_label",
+    "merge_into_nearest",
     "merge_tokens",
     "pack_tokens",
     "pool_scores",

@@ -111,3 +111,13 @@ def rows(op: str, name: str, index: Tensor, count: int, letter: str) -> None:
     if bool(wrong.any()):
         where = _first(wrong)
         _checks.bad_value(op, f"{name} must be in [-1, {letter}={count}), got {int(index[where])} at {where}")
+
+
+def centers(op: str, index: Tensor, N: int) -> None:
+    """Raises for centres outside [0, N), and with debug checks for one that a row names twice."""
+    wrong = (index < 0) | (index >= N)
+    if bool(wrong.any()):
+        where = _first(wrong)
+        _checks.bad_value(op, f"centers must be in [0, N={N}), got {int(index[where])} at {where}")
+    if enabled:
+        indices(op, index, N)
