@@ -336,7 +336,8 @@ TS_INLINE float reduce_max(Vec x) {  // of lanes without NaN
 }
 
 // exp: x = n ln 2 + r, |r| <= 0.35, degree 6 (Cephes coefficients). Below -87.3365 (2^-126) 0, above 88.7228 inf, NaN stays NaN.
-TS_INLINE Vec exp(Vec x) {
+// exp_of_negative: the same bits for x <= 0 and NaN, without the operations that only larger x need (2 of 17).
+TS_INLINE Vec exp_of_negative(Vec x) {
   const Vec biased = fma(x, splat(1.44269504088896341f), splat(12582912.0f));  // 1.5 * 2^23: the sum's low bits are round(x / ln 2)
   const Vec n = sub(biased, splat(12582912.0f));
   Vec r = fma(n, splat(-0.693359375f), x);
@@ -350,9 +351,10 @@ TS_INLINE Vec exp(Vec x) {
   y = add(fma(y, mul(r, r), r), splat(1.0f));
   y = scale_by_power_of_two(y, biased);
   y = where_greater(splat(-87.3365f), x, zero(), y);
-  y = where_greater(x, splat(88.7228f), splat(kInfinity), y);
   return where_nan(x, x, y);
 }
+
+TS_INLINE Vec exp(Vec x) { return where_greater(x, splat(88.7228f), splat(kInfinity), exp_of_negative(x)); }
 
 // Natural log of a positive finite float, in double: atanh series on the mantissa, |t| <= 0.172, error below 1e-12.
 TS_INLINE double log(float x) {

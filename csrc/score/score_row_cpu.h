@@ -107,7 +107,8 @@ TS_INLINE float row_weight(const ScoreParams& p, int64_t b, int64_t l) {
   *maximum = reduce_max(top);
   const Vec shift = splat(lse ? *lse : *maximum > -kInfinity ? *maximum : 0.0f);
   for (int64_t i = 0; i < whole; i += kLanes) {
-    const Vec e = exp(sub(mul(load(mass + i), scale), shift));
+    const Vec x = sub(mul(load(mass + i), scale), shift);
+    const Vec e = lse ? exp(x) : exp_of_negative(x);
     total = add(total, e);
     store(mass + i, e);
   }
