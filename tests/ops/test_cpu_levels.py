@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import every_op
 import pytest
 import tokensieve as ts
 import torch
+from every_op import GROUPS, given
 from reference import inputs
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, queries_and_keys, seeded
@@ -81,6 +84,25 @@ def test_cpu_levels_give_the_same_bits(best_level: int) -> None:
         torch.ops.tokensieve.set_cpu_level(level)
         for name, value in results().items():
             assert_equal(value.view(torch.uint8), want[name].view(torch.uint8), f"{LEVELS[level]} against {LEVELS[best_level]}: {name}")
+
+
+def test_every_op_gives_the_same_bits_on_all_levels(best_level: int) -> None:
+    x = given(1, "cpu")
+    torch.ops.tokensieve.set_cpu_level(best_level)
+    want = {name: run(x) for name, run in GROUPS.items()}
+    for level in range(best_level):
+        torch.ops.tokensieve.set_cpu_level(level)
+        for name, run in GROUPS.items():
+            for i, (g, w) in enumerate(zip(run(x), want[name], strict=True)):
+                same_bits = g.flatten().view(torch.uint8), w.flatten().view(torch.uint8)
+                assert_equal(*same_bits, f"{LEVELS[level]} against {LEVELS[best_level]}: output {i} of {name}")
+
+
+def test_every_op_is_called() -> None:
+    """The list that levels, graphs and streams are tested with names every op."""
+    calls = inspect.getsource(every_op)
+    ops = [name for name in ts.ops.__all__ if name[0].islower() and name != "debug_checks"]
+    assert [name for name in ops if f"ts.{name}(" not in calls] == []
 
 
 def test_cpu_level_above_the_machine_is_refused(best_level: int) -> None:

@@ -7,26 +7,14 @@ from collections.abc import Iterator
 import pytest
 import tokensieve as ts
 import torch
+from every_op import GROUPS, Given, given
 from reference.compare import assert_equal
-from reference.inputs import normal, queries_and_keys, seeded
-from torch import Tensor
+from reference.inputs import normal, seeded
 
 pytestmark = pytest.mark.gpu
 
 
-def every_op(query: Tensor, key: Tensor, hidden: Tensor, ids: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
-    scores, lse = ts.attention_scores(query, key, causal=True, key_range=(5, key.shape[2]), return_lse=True)
-    index = ts.select_topk(scores, counts, max_k=64)
-    kept, kept_ids = ts.gather_tokens((hidden, ids), index)
-    pruned = ts.prune_tokens(query, key, (hidden, ids), 100, key_range=(5, 500))
-    return scores, lse, index, kept, kept_ids, *pruned.tensors, pruned.index, pruned.scores
-
-
-def arguments(seed: int) -> tuple[Tensor, ...]:
-    query, key = queries_and_keys(seeded(seed), 2, 16, 4, 3, 577, 64, torch.bfloat16, "cuda")
-    hidden = normal(seeded(seed + 1), 2, 577, 256, dtype=torch.bfloat16, device="cuda")
-    ids = torch.randperm(577, generator=seeded(seed)).repeat(2, 1).cuda()
-    return query, key, hidden, ids, torch.randint(0, 65, (2,), generator=seeded(seed)).cuda()
+on_every_op = pytest.mark.parametrize("name", GROUPS)
 
 
 @pytest.fixture
@@ -37,46 +25,49 @@ def syncs_are_errors(cuda: str) -> Iterator[None]:
     torch.cuda.set_sync_debug_mode(before)
 
 
-def test_ops_never_sync_the_host(cuda: str, syncs_are_errors: None) -> None:
+@on_every_op
+def test_ops_never_sync_the_host(name: str, cuda: str, syncs_are_errors: None) -> None:
     torch.cuda.set_sync_debug_mode("default")
-    given = arguments(1)
-    hidden = given[2].clone().requires_grad_()
+    x = given(1, cuda)
+    hidden = x.hidden.clone().requires_grad_()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-    every_op(*given)
-    ts.prune_tokens(given[0], given[1], [hidden], 50).tensors[0].sum().backward()
+    GROUPS[name](x)
+    ts.prune_tokens(x.query, x.key, [hidden], 50).tensors[0].sum().backward()
 
 
-def test_cuda_graph_replays_with_changed_inputs(cuda: str) -> None:
-    given = arguments(1)
+@on_every_op
+def test_cuda_graph_replays_with_changed_inputs(name: str, cuda: str) -> None:
+    run, x = GROUPS[name], given(1, cuda)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        every_op(*given)  # first calls set kernel attributes
+        run(x)  # first calls set kernel attributes
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = every_op(*given)
+        captured = run(x)
     for seed in (2, 3, 4):
-        for buffer, new in zip(given, arguments(seed), strict=True):
+        for buffer, new in zip(x, given(seed, cuda), strict=True):
             buffer.copy_(new)
         graph.replay()
         graph.replay()  # semaphores are left as they were found
-        for i, (g, want) in enumerate(zip(captured, every_op(*given), strict=True)):
+        for i, (g, want) in enumerate(zip(captured, run(x), strict=True)):
             assert_equal(g, want, f"output {i}, seed {seed}")
 
 
-def test_ops_run_on_the_current_stream(cuda: str) -> None:
-    given = arguments(5)
-    want = every_op(*given)
+@on_every_op
+def test_ops_run_on_the_current_stream(name: str, cuda: str) -> None:
+    run, x = GROUPS[name], given(5, cuda)
+    want = run(x)
     side = torch.cuda.Stream()
-    late = [torch.zeros_like(t) for t in given]
+    late = Given(*(torch.zeros_like(t) for t in x))
     torch.cuda.synchronize()
     with torch.cuda.stream(side):
         torch.cuda._sleep(20_000_000)  # about 10 ms: work on another stream would read the zeros
-        for buffer, new in zip(late, given, strict=True):
+        for buffer, new in zip(late, x, strict=True):
             buffer.copy_(new)
-        got = every_op(*late)
+        got = run(late)
     side.synchronize()
     for i, (g, w) in enumerate(zip(got, want, strict=True)):
         assert_equal(g, w, f"output {i}")
@@ -89,18 +80,19 @@ def test_cuda_selection_equals_cpu_selection(cuda: str) -> None:
         assert_equal(ts.select_topk(scores, 640, order="score").cpu(), ts.select_topk(scores.cpu(), 640, order="score"))
 
 
-def test_cuda_determinism_over_a_hundred_runs(cuda: str) -> None:
-    given = arguments(6)
-    want = every_op(*given)
+@on_every_op
+def test_cuda_determinism_over_a_hundred_runs(name: str, cuda: str) -> None:
+    run, x = GROUPS[name], given(6, cuda)
+    want = run(x)
     for _ in range(100):
         torch.full((300_000,), torch.nan, device=cuda)  # dirty workspace
-        for i, (g, w) in enumerate(zip(every_op(*given), want, strict=True)):
+        for i, (g, w) in enumerate(zip(run(x), want, strict=True)):
             assert_equal(g, w, f"output {i}")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
-def test_ops_on_a_device_that_is_not_current(cuda: str) -> None:
-    given = arguments(7)
-    want = every_op(*given)
-    for g, w in zip(every_op(*(t.to("cuda:1") for t in given)), want, strict=True):
+@on_every_op
+def test_ops_on_a_device_that_is_not_current(name: str, cuda: str) -> None:
+    run, x = GROUPS[name], given(7, cuda)
+    for g, w in zip(run(Given(*(t.to("cuda:1") for t in x))), run(x), strict=True):
         assert_equal(g.to("cuda:0"), w)
