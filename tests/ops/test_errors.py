@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import tokensieve as ts
 import torch
-from tokensieve import _load
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 Q, K = torch.zeros(2, 4, 3, 8), torch.zeros(2, 2, 10, 8)
 S = torch.zeros(2, 10)
@@ -398,65 +396,3 @@ def test_single_element_last_dimension_needs_no_stride() -> None:
     query, key = torch.zeros(1, 1, 1, 6)[..., ::6], torch.zeros(1, 1, 5, 6)[..., ::6]  # D = 1, stride 6
     assert ts.attention_scores(query, key).shape == (1, 5)
     assert ts.select_topk(torch.ones(3, 4)[:, ::4], 1).tolist() == [[0]] * 3
-
-
-def test_meta_tensors_give_meta_outputs() -> None:
-    query, key, x = (t.to("meta") for t in (Q, K, X))
-    scores, lse = ts.attention_scores(query, key, key_range=(2, 9), head_reduction=None, return_lse=True)
-    assert (scores.shape, lse.shape) == ((2, 4, 7), (2, 4, 3))
-    index = ts.select_topk(scores[:, 0], 3)
-    (rows,) = ts.gather_tokens([x], index)
-    assert (index.shape, index.dtype, rows.shape) == ((2, 3), torch.int64, (2, 3, 6))
-    got = ts.prune_tokens(query, key, [x, x[..., 0]], 2, key_range=(2, 9))
-    assert (got.index.shape, got.tensors[0].shape, got.tensors[1].shape, got.scores.shape) == ((2, 5), (2, 5, 6), (2, 5), (2, 7))
-    matches = ts.cosine_match(x, x, k=4)
-    similar_rows, picks = ts.cosine_scores(x, x), ts.select_diverse(x, 4)
-    assert (matches[0].shape, matches[1].dtype, similar_rows.shape) == ((2, 10, 4), torch.int64, (2, 10))
-    assert (picks.shape, picks.dtype) == ((2, 4), torch.int64)
-    for t in (*matches, similar_rows, picks, scores, lse, index, rows, *got.tensors, got.index, got.scores):
-        assert t.device.type == "meta"
-    assert ts.gather_tokens_out([x], index, [torch.empty(2, 3, 6, device="meta")]) is None
-
-
-def test_meta_tensors_take_what_real_ones_take() -> None:
-    """Layouts that the kernels accept must not be refused by a fake (it would break torch.compile only)."""
-    for device in ("cpu", "meta"):
-        query, key, x, index = (t.to(device) for t in (Q, K, X, I))
-        bias = torch.zeros(2, 1, 3, 1, device=device).expand(2, 4, 3, 10)  # stride 0 over the keys
-        assert ts.attention_scores(query, key, bias=bias).shape == (2, 10)
-        assert ts.gather_tokens(x[:, :, None].expand(2, 10, 4, 6), index[:1].expand(2, 3)).shape == (2, 3, 4, 6)
-        assert ts.select_topk(torch.zeros(1, 10, device=device).expand(2, 10), 4).shape == (2, 4)
-
-
-def test_meta_tensors_obey_the_same_rules() -> None:
-    with pytest.raises(ValueError, match=r"tokensieve\.select_topk: k must be in \[0, N=10\], got 11"):
-        ts.select_topk(S.to("meta"), 11)
-    with pytest.raises(TypeError, match=r"tokensieve\.attention_scores: key must be float32, got float16"):
-        ts.attention_scores(Q.to("meta"), K.half().to("meta"))
-
-
-# Device "cuda" is available to fake tensors on every machine.
-CUDA_CALLS: dict[str, tuple[Callable[[], Any], str]] = {
-    "attention_scores": (lambda: ts.attention_scores(cuda_like(Q), cuda_like(K)), "query"),
-    "select_topk": (lambda: ts.select_topk(cuda_like(S), 2), "scores"),
-    "gather_tokens": (lambda: ts.gather_tokens(cuda_like(X), cuda_like(I)), "index"),
-    "gather_tokens_out": (lambda: ts.gather_tokens_out([cuda_like(X)], cuda_like(I), [cuda_like(X)]), "index"),
-    "cosine_match": (lambda: ts.cosine_match(cuda_like(X), cuda_like(X)), "a"),
-    "cosine_scores": (lambda: ts.cosine_scores(cuda_like(X), cuda_like(X)), "a"),
-    "select_diverse": (lambda: ts.select_diverse(cuda_like(X), 2), "x"),
-    "prune_tokens": (lambda: ts.prune_tokens(cuda_like(Q), cuda_like(K), [cuda_like(X)], 2), "query"),
-}
-
-
-def cuda_like(t: torch.Tensor) -> torch.Tensor:
-    return torch.empty(t.shape, dtype=t.dtype, device="cuda")
-
-
-@pytest.mark.parametrize("op", CUDA_CALLS)
-def test_cuda_tensor_without_the_cuda_library_says_why(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_load.STATE, "cuda_loaded", False)
-    monkeypatch.setattr(_load.STATE, "cuda_error", "this wheel was built without nvcc and holds no CUDA library")
-    call, argument = CUDA_CALLS[op]
-    rule = rf"^tokensieve\.{op}: {argument} is on cuda:0, but the CUDA library is not loaded: this wheel was built without nvcc"
-    with FakeTensorMode(), pytest.raises(RuntimeError, match=rule):
-        call()
