@@ -14,6 +14,7 @@
 #include "bind/budget_ops.h"
 #include "bind/complement_ops.h"
 #include "bind/gather_ops.h"
+#include "bind/merge_ops.h"
 #include "bind/pack_ops.h"
 #include "bind/pagerank_ops.h"
 #include "bind/prune_ops.h"
@@ -134,6 +135,9 @@ struct CudaBackend {
     return scatter_rows_cuda(p, gather_plan_cuda(p, device_info(like)), current_stream(like));
   }
 
+  static Status merge(MergeParams& p, const Tensor& like) { return run(merge_plan_cuda, merge_cuda, p, like); }
+  static Status merge_grad(MergeParams& p, const Tensor& like) { return run(merge_grad_plan_cuda, merge_grad_cuda, p, like); }
+
   static Status scatter_tokens(const ScatterParams& p, const Tensor& like) {
     return scatter_cuda(p, scatter_plan_cuda(p, device_info(like)), current_stream(like));
   }
@@ -172,6 +176,15 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("gather_tokens_backward", TORCH_BOX(&gather_tokens_backward<CudaBackend>));
   m.impl("scatter_tokens", TORCH_BOX(&scatter_tokens<CudaBackend>));
   m.impl("scatter_tokens_backward", TORCH_BOX(&scatter_tokens_backward<CudaBackend>));
+  m.impl("merge_tokens", TORCH_BOX(&merge_tokens<CudaBackend>));
+  m.impl("merge_tokens_backward", TORCH_BOX(&merge_tokens_backward<CudaBackend>));
+  m.impl("unmerge_tokens", TORCH_BOX(&unmerge_tokens<CudaBackend>));
+  m.impl("unmerge_tokens_backward", TORCH_BOX(&unmerge_tokens_backward<CudaBackend>));
+  m.impl("merge_by_label", TORCH_BOX(&merge_by_label<CudaBackend>));
+  m.impl("fuse_dropped", TORCH_BOX(&fuse_dropped<CudaBackend>));
+  m.impl("merge_by_label_backward", TORCH_BOX(&merge_by_label_backward<CudaBackend>));
+  m.impl("sum_pairs", TORCH_BOX(&sum_pairs<CudaBackend>));
+  m.impl("pair_dots", TORCH_BOX(&pair_dots<CudaBackend>));
   m.impl("pack_index", TORCH_BOX(&pack_index<CudaBackend>));
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CudaBackend>));
   m.impl("cosine_match", TORCH_BOX(&cosine_match<CudaBackend>));

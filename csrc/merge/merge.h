@@ -38,7 +38,7 @@ struct MergeParams {
   const int64_t* own = nullptr;       // [B, R] the token that comes first in an output row, -1 = none; may be null
   const float* weights = nullptr;     // [B, N] contiguous factors of the tokens; null = ones. kMean divides by their sum
   const float* size = nullptr;        // [B, N] contiguous, summed into total; null = ones
-  float* total = nullptr;             // [B, R] sum of size; gradient: read where weights are given (then size = weights); may be null
+  float* total = nullptr;             // [B, R] sum of size; may be null
   float* log_total = nullptr;         // [B, R] log(total), -inf where total <= 0; may be null
   const float* total_grad = nullptr;  // [B, R] contiguous, gradient only; may be null
   float* weight_grad = nullptr;       // [B, N], gradient of one tensor only; may be null
@@ -54,11 +54,18 @@ struct MergeParams {
 struct MergePlan {
   int64_t workspace_bytes = 0;
   int64_t bytes_moved = 0;
+  int blocks_per_row = 0;  // CUDA: blocks that share the output rows (gradient: also the tokens) of one batch row
+  int column_blocks = 0;   // CUDA: > 0: few long rows, a block takes one of them and so many share its columns
 };
 
 MergePlan merge_plan_cpu(const MergeParams& params);
 Status merge_cpu(const MergeParams& params, const MergePlan& plan, CpuLevel level, ParallelForFn threads);
 // dst = gradient of every token (0 where its row is -1), weight_grad = that of its weight.
 Status merge_grad_cpu(const MergeParams& params, const MergePlan& plan, CpuLevel level, ParallelForFn threads);
+
+MergePlan merge_plan_cuda(const MergeParams& params, const DeviceInfo& device);
+Status merge_cuda(const MergeParams& params, const MergePlan& plan, void* stream);
+MergePlan merge_grad_plan_cuda(const MergeParams& params, const DeviceInfo& device);
+Status merge_grad_cuda(const MergeParams& params, const MergePlan& plan, void* stream);
 
 }  // namespace tokensieve
