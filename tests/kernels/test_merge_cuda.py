@@ -119,14 +119,18 @@ def grads(p: dict[str, Any], view: np.ndarray, grad: np.ndarray, out: np.ndarray
                 for k, n in enumerate(tokens):
                     to[b, n] = g * scale / len(tokens)
                     if best != 0 and norms[0] > 0:
-                        to[b, n] += rows[k] * (s / norms[0] / norms[best] if k == best else -s * norms[best] / norms[0] ** 3 if k == 0 else 0)
+                        to[b, n] += rows[k] * (
+                            s / norms[0] / norms[best] if k == best else -s * norms[best] / norms[0] ** 3 if k == 0 else 0
+                        )
             else:
                 single = p["mode"] == WEIGHTED and len(tokens) == 1
                 dead = divisor == 0 and not single
                 for k, n in enumerate(tokens):
                     to[b, n] = 0 if dead else g if single else g * w[k] / divisor
                     centred = rows[k] - (out[b, r].astype(np.float64) if p["mode"] != SUM else 0)
-                    weights[b, n] = (0 if dead else (g * centred).sum() / divisor) + (0 if p.get("total_grad") is None else p["total_grad"][b, r])
+                    weights[b, n] = (0 if dead else (g * centred).sum() / divisor) + (
+                        0 if p.get("total_grad") is None else p["total_grad"][b, r]
+                    )
     return to, weights
 
 
@@ -137,7 +141,9 @@ def check_grad(kernels: Any, tensors: list[tuple[Tokens, str]], **p: Any) -> Non
         d, view = numbers(rng, t, p["B"], p.get("rows", p["N"]), kind)
         out = merged(p, view).astype(kind)
         grad = rng.integers(-8, 9, out.shape).astype(kind)
-        made.append(d | {"grad": grad.view(np.uint8) if grad.size else np.zeros(0, np.uint8), "out": out.view(np.uint8) if out.size else None})
+        made.append(
+            d | {"grad": grad.view(np.uint8) if grad.size else np.zeros(0, np.uint8), "out": out.view(np.uint8) if out.size else None}
+        )
         wanted.append(grads(p, view, grad, out))
     got, of_weights = kernels.merge_grad(p | {"tensors": made})
     for (t, kind), values, (want, _) in zip(tensors, got, wanted):
@@ -166,7 +172,16 @@ def problem(B: int, N: int, R: int, mode: int, seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     inverse, own = random_rows(rng, B, N, R)
     size = rng.integers(1, 4, (B, N)).astype(np.float32)
-    return {"B": B, "N": N, "R": R, "mode": mode, "inverse": inverse, "own": own, "size": size, "weights": size if mode == WEIGHTED else None}
+    return {
+        "B": B,
+        "N": N,
+        "R": R,
+        "mode": mode,
+        "inverse": inverse,
+        "own": own,
+        "size": size,
+        "weights": size if mode == WEIGHTED else None,
+    }
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -181,7 +196,9 @@ def test_merge_every_schedule(scheduled: Any, mode: int) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("blocks", [1, 3, 9])
 def test_merge_slices(kernels: Any, mode: int, blocks: int) -> None:
-    check(kernels, FLOATS[:4] + (INTEGERS if mode in (SUM, AMAX) else []), **problem(2, 33, 9, mode), blocks_per_row=blocks, column_blocks=0)
+    check(
+        kernels, FLOATS[:4] + (INTEGERS if mode in (SUM, AMAX) else []), **problem(2, 33, 9, mode), blocks_per_row=blocks, column_blocks=0
+    )
     check_grad(kernels, FLOATS, **problem(2, 33, 9, mode), blocks_per_row=blocks)
 
 
@@ -221,7 +238,17 @@ def test_merge_complement_and_gradients_to_weights(kernels: Any, mode: int) -> N
     rng = np.random.default_rng(1)
     kept = np.array([[3, 60, -1, 0, 31, 32], [5, 69, 64, 63, 1, 2]], dtype=np.int64)
     weights = rng.integers(1, 5, (2, 70)).astype(np.float32)
-    p: dict[str, Any] = {"B": 2, "N": 70, "R": 1, "K": 6, "mode": mode, "inverse": kept, "complement": True, "weights": weights, "size": weights}
+    p: dict[str, Any] = {
+        "B": 2,
+        "N": 70,
+        "R": 1,
+        "K": 6,
+        "mode": mode,
+        "inverse": kept,
+        "complement": True,
+        "weights": weights,
+        "size": weights,
+    }
     for run in [*runs(kernels), {"column_blocks": 0}]:
         for tokens in FLOATS[:3]:
             check(kernels, [tokens], **p, **run)
@@ -253,9 +280,13 @@ def test_merge_pairs(kernels: Any) -> None:
             check(kernels, [tokens], **p, **run)
             made, view = numbers(np.random.default_rng(1), tokens[0], 2, 6, tokens[1])
             grad = rng.integers(-8, 9, (2, 4, *view.shape[2:])).astype(tokens[1])
-            _, got = kernels.merge_grad(p | run | {"tensors": [made | {"grad": grad.view(np.uint8)}], "values_wanted": False, "weights_wanted": True})
+            _, got = kernels.merge_grad(
+                p | run | {"tensors": [made | {"grad": grad.view(np.uint8)}], "values_wanted": False, "weights_wanted": True}
+            )
             used = (p["inverse"] >= 0) & (p["from"] >= 0)
-            want = np.array([[(grad[b, p["inverse"][b, e]].astype(np.float64) * view[b, p["from"][b, e]]).sum() for e in range(25)] for b in range(2)])
+            want = np.array(
+                [[(grad[b, p["inverse"][b, e]].astype(np.float64) * view[b, p["from"][b, e]]).sum() for e in range(25)] for b in range(2)]
+            )
             np.testing.assert_array_equal(got, np.where(used, want, 0))
 
 
@@ -301,7 +332,7 @@ def test_merge_out_of_range_rows_are_skipped_on_the_gpu_and_errors_on_the_cpu(ke
         np.testing.assert_array_equal(got[0].view(np.float32).reshape(1, 3, 1, 4), merged(good, view))
         np.testing.assert_array_equal(total, totals(good))
         for level in kernels.cpu_levels():
-            with pytest.raises(RuntimeError, match="must be in range|must belong together"):
+            with pytest.raises(RuntimeError, match=r"must be in range|must belong together"):
                 kernels.merge(q | {"tensors": [made], "level": level})
     kept = {"B": 1, "N": 6, "R": 1, "K": 3, "mode": SUM, "inverse": np.array([[6, -9, 2]]), "complement": True, "tensors": [made]}
     np.testing.assert_array_equal(kernels.merge(kept)[0][0].view(np.float32), view[0, [0, 1, 3, 4, 5], 0].sum(0))
