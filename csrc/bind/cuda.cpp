@@ -15,6 +15,7 @@
 #include "bind/complement_ops.h"
 #include "bind/gather_ops.h"
 #include "bind/merge_ops.h"
+#include "bind/match_ops.h"
 #include "bind/pack_ops.h"
 #include "bind/pagerank_ops.h"
 #include "bind/prune_ops.h"
@@ -126,6 +127,7 @@ struct CudaBackend {
 
   static Status cosine(CosineParams& p, const Tensor& like) { return run(cosine_plan_cuda, cosine_cuda, p, like); }
   static Status diverse(DiverseParams& p, const Tensor& like) { return run(diverse_plan_cuda, diverse_cuda, p, like); }
+  static Status match(MatchParams& p, const Tensor& like) { return run(match_plan_cuda, match_cuda, p, like); }
 
   static Status gather(const GatherParams& p, const Tensor& like) {
     return gather_cuda(p, gather_plan_cuda(p, device_info(like)), current_stream(like));
@@ -189,6 +191,7 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CudaBackend>));
   m.impl("cosine_match", TORCH_BOX(&cosine_match<CudaBackend>));
   m.impl("cosine_scores", TORCH_BOX(&cosine_scores<CudaBackend>));
+  m.impl("bipartite_match", TORCH_BOX(&bipartite_match<CudaBackend>));
   m.impl("select_diverse", TORCH_BOX(&select_diverse<CudaBackend>));
 }
 

@@ -35,7 +35,7 @@ struct MatchParams {
   MatchOrder order = MatchOrder::kPosition;
   DType dtype = DType::kFloat32;
 
-  int64_t rows() const { return P + S - r + T; }  // M
+  constexpr int64_t rows() const { return P + S - r + T; }  // M
 };
 
 // similarity as cosine_match's (norms guarded, NaN last, ties to the first target in the list). Sources rank by similarity + bias, the

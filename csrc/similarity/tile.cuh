@@ -24,6 +24,12 @@ struct Rows {
   int64_t stride;
   int64_t first, count;
   bool wide;  // base and stride are multiples of 16 bytes
+
+  __device__ __forceinline__ int64_t place(int64_t row) const { return row; }  // in the tensor; negative: a row of zeros
+};
+
+struct Nothing {
+  __device__ __forceinline__ void operator()(const unsigned char*, const unsigned char*) const {}
 };
 
 template <typename T>
@@ -33,15 +39,15 @@ __device__ __forceinline__ bool is_wide(const T* base, int64_t batch_stride, int
 }
 
 // Channels [c, c + 128 bytes) of 64 rows to `buffer`; zeros beyond the rows and beyond C.
-template <typename T>
-__device__ inline void load_chunk(unsigned char* buffer, const Rows<T>& rows, int64_t c, int64_t C) {
+template <typename T, typename Source>
+__device__ inline void load_chunk(unsigned char* buffer, const Source& rows, int64_t c, int64_t C) {
   constexpr int kPart = 16 / static_cast<int>(sizeof(T)), kParts = kChunkBytes / 16;
   for (int i = static_cast<int>(threadIdx.x); i < kTile * kParts; i += kThreads) {
     const int64_t row = rows.first + i / kParts, from = c + i % kParts * kPart;
-    const int64_t left = row < rows.count ? C - from : 0;
+    const int64_t place = row < rows.count ? rows.place(row) : -1, left = place >= 0 ? C - from : 0;
     const int valid = left <= 0 ? 0 : left < kPart ? static_cast<int>(left) : kPart;
     unsigned char* to = buffer + i / kParts * kRowBytes + i % kParts * 16;
-    const T* source = rows.base + (valid > 0 ? row * rows.stride + from : 0);
+    const T* source = rows.base + (valid > 0 ? place * rows.stride + from : 0);
     if (rows.wide) {
       simt::cp_async<16>(to, source, valid * static_cast<int>(sizeof(T)));
     } else {
@@ -93,15 +99,15 @@ __device__ __forceinline__ void add_chunk(float (&acc)[8][4], const unsigned cha
 }
 
 // acc = dot products of the warp's 16 rows of x with 64 rows of y. `shared` has kTileBytes. All threads; ends with a barrier, so that the
-// buffers can be used again.
-template <typename T>
-__device__ inline void tile_dots(float (&acc)[8][4], unsigned char* shared, const Rows<T>& x, const Rows<T>& y, int64_t C) {
+// buffers can be used again. each(x, y) sees every chunk: 64 rows of 128 bytes, kRowBytes apart.
+template <typename T, typename X = Rows<T>, typename Y = Rows<T>, typename Each = Nothing>
+__device__ inline void tile_dots(float (&acc)[8][4], unsigned char* shared, const X& x, const Y& y, int64_t C, const Each& each = {}) {
   constexpr int kStep = kChunkBytes / static_cast<int>(sizeof(T));
 #pragma unroll
   for (int n = 0; n < 8; ++n) acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0.0f;
   const auto prefetch = [&](int64_t c, int buffer) {
-    load_chunk(shared + 2 * buffer * kOperandBytes, x, c, C);
-    load_chunk(shared + (2 * buffer + 1) * kOperandBytes, y, c, C);
+    load_chunk<T>(shared + 2 * buffer * kOperandBytes, x, c, C);
+    load_chunk<T>(shared + (2 * buffer + 1) * kOperandBytes, y, c, C);
     simt::cp_async_commit();
   };
   prefetch(0, 0);
@@ -111,7 +117,9 @@ __device__ inline void tile_dots(float (&acc)[8][4], unsigned char* shared, cons
     simt::cp_async_wait<0>();
     __syncthreads();  // this chunk has arrived, and nobody reads the other buffer any more
     if (c + kStep < C) prefetch(c + kStep, buffer ^ 1);
-    add_chunk<T>(acc, shared + 2 * buffer * kOperandBytes, shared + (2 * buffer + 1) * kOperandBytes);
+    const unsigned char *const of_x = shared + 2 * buffer * kOperandBytes, *const of_y = of_x + kOperandBytes;
+    add_chunk<T>(acc, of_x, of_y);
+    each(of_x, of_y);
   }
   simt::cp_async_wait<0>();
   __syncthreads();
