@@ -147,7 +147,8 @@ __device__ __forceinline__ uint64_t key_of(const Args& a, int64_t b, int64_t i) 
 
 // rank[k] = place of source first + threadIdx.x + 128 k among all, own[k] = its key. `shared` holds kKeys keys.
 template <int kPer>
-__device__ inline void count_larger(const Args& a, int64_t b, int64_t first, unsigned char* shared, int (&rank)[kPer], uint64_t (&own)[kPer]) {
+__device__ inline void count_larger(const Args& a, int64_t b, int64_t first, unsigned char* shared, int (&rank)[kPer],
+                                    uint64_t (&own)[kPer]) {
   uint64_t* keys = reinterpret_cast<uint64_t*>(shared);
   const int64_t S = a.p.S;
 #pragma unroll
