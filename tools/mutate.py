@@ -63,14 +63,14 @@ def picks_one_of_two(code: str, comparison: re.Match[str]) -> bool:
 
 
 def tests_of(path: Path) -> list[str]:
-    """The kernel tests of a file: score_grad_kernel.cuh has those of score_grad, a file of no kernel alone those of its room."""
+    """The kernel tests of a file: score_grad_kernel.cuh has those of score_grad, topk_gather_kernel.cuh those of both, others their room's."""
     tests = ROOT / "tests" / "kernels"
-    words = path.stem.split("_")
-    for n in range(len(words), 0, -1):
-        if found := sorted(tests.glob(f"test_{'_'.join(words[:n])}*.py")):
-            return [str(f.relative_to(ROOT)) for f in found]
-    units = {p.stem.split("_")[0] for p in (ROOT / path).parent.glob("*.cuh")}
-    return sorted({str(f.relative_to(ROOT)) for unit in units for f in tests.glob(f"test_{unit}*.py")})
+    words = path.stem.removesuffix("_kernel").split("_")
+    found = set(tests.glob(f"test_{'_'.join(words)}*.py")) or {f for word in words for f in tests.glob(f"test_{word}*.py")}
+    if not found:
+        units = {p.stem.split("_")[0] for p in (ROOT / path).parent.glob("*.cuh")}
+        found = {f for unit in units for f in tests.glob(f"test_{unit}*.py")}
+    return sorted(str(f.relative_to(ROOT)) for f in found)
 
 
 def find_mutants(path: Path) -> list[Mutant]:

@@ -162,8 +162,7 @@ __global__ void __launch_bounds__(kGradBlock) score_grad_terms_kernel(const Grad
         for (int i = 1; i < parts; ++i) su += part_u[tid + i * width], sp += part_p[tid + i * width];
         sums[d] = su;
         sums[p.D + d] = sp;
-      }
-      __syncthreads();
+      }  // no barrier: where D takes several turns there is one part, and between rows there are two barriers
     }
   }
 }

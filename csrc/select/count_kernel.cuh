@@ -176,8 +176,7 @@ __device__ inline int64_t prefix_count(const CountParams& p, const R& row, const
     lower = (pass == 0 ? kZero : lower) | static_cast<uint32_t>(s.found[0]) << shift;
     upper = lower + ((1u << shift) - 1u);
     target = s.found[1];
-    count += static_cast<int64_t>(s.found[2]);
-    __syncthreads();
+    count += static_cast<int64_t>(s.found[2]);  // written again only behind the barriers of the next pass
   }
   const Mass each = mass_of(lower & 0x7fffffffu, largest, bits);
   count += static_cast<int64_t>((target + each - 1) / each);

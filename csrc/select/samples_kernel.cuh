@@ -96,8 +96,7 @@ __global__ void __launch_bounds__(1024, 1) samples_kernel(const SamplesParams p,
   const int n = static_cast<int>(scalar[1]);
   const uint32_t largest = scalar[0];
   __syncthreads();
-  if (thread == 0) scalar[0] = 0xffffffffu;
-  __syncthreads();
+  if (thread == 0) scalar[0] = 0xffffffffu;  // make_cdf's sums have a barrier before anyone looks
   if (make_cdf(keys, n, largest, mass_shift(p.rows.N), s)) {
     const float start = __uint_as_float(scalar[0]);
     const auto cdf = [&](int64_t j) { return __uint_as_float(static_cast<uint32_t>(keys[j] >> 32)); };

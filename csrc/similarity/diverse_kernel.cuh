@@ -177,7 +177,7 @@ __device__ inline void emit_sorted(const uint32_t* words, int64_t count, int64_t
     int64_t slot = base + before + inclusive - here;
     for (; word != 0; word &= word - 1) out[slot++] = w * 32 + (__ffs(static_cast<int>(word)) - 1);
     base += total;
-    __syncthreads();
+    __syncthreads();  // before warp_sums of the next 32 * blockDim tokens
   }
   for (int64_t slot = base + threadIdx.x; slot < K; slot += blockDim.x) out[slot] = -1;
 }

@@ -121,7 +121,7 @@ __device__ inline void tile_dots(float (&acc)[8][4], unsigned char* shared, cons
     add_chunk<T>(acc, of_x, of_y);
     each(of_x, of_y);
   }
-  simt::cp_async_wait<0>();
+  simt::cp_async_wait<0>();  // C = 0: the first prefetch is still on its way
   __syncthreads();
 }
 
