@@ -63,7 +63,7 @@ def picks_one_of_two(code: str, comparison: re.Match[str]) -> bool:
 
 
 def tests_of(path: Path) -> list[str]:
-    """The kernel tests of a file: score_grad_kernel.cuh has those of score_grad, topk_gather_kernel.cuh those of both, others their room's."""
+    """The kernel tests of a file: score_grad_kernel.cuh has score_grad's, topk_gather_kernel.cuh those of both, others their room's."""
     tests = ROOT / "tests" / "kernels"
     words = path.stem.removesuffix("_kernel").split("_")
     found = set(tests.glob(f"test_{'_'.join(words)}*.py")) or {f for word in words for f in tests.glob(f"test_{word}*.py")}
