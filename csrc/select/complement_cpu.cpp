@@ -3,6 +3,8 @@
 // Algorithm, one row at a time: a byte for every position, one pass that sets the named ones, one that packs 16 positions at a time.
 // Bytes: 8 K + 8 capacity, and N in L1 or L2. Bound by the stores. Exact, the same on every level. Indices are checked before anything
 // is written.
+#include <cstddef>
+
 #include "select/complement_cpu_layout.h"
 #include "select/topk_lanes_cpu.h"
 

@@ -126,7 +126,7 @@ int main(int argc, char** argv) {
   Generator random;
   Hash hash;
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-    for (const int64_t L : {1, 3, 17}) {
+    for (const int64_t L : {1, 3, 17, 60}) {  // few rows by lanes and by panels, all rows by strips
       for (const int64_t D : {20, 64, 128}) {
         if (const char* message = run(dtype, L, D, level, random, hash)) {
           std::puts(message);

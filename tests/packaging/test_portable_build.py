@@ -26,6 +26,7 @@ PLANS = [
     "similarity/diverse_plan_cpu.cpp",
     "testing/portable_check.cpp",
 ]
+SOURCES = sorted(p.relative_to(ROOT / "csrc") for p in (ROOT / "csrc").glob("*/*_cpu.cpp") if p.parent.name != "testing")
 CXX_FLAGS = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
 LEVEL_FLAGS = {
     "baseline": [],
@@ -48,6 +49,14 @@ def build(compiler: str, folder: Path, levels: list[str], link: list[str]) -> Pa
     sources = [str(ROOT / "csrc" / s) for s in PLANS]
     subprocess.run([compiler, *CXX_FLAGS, *many, *sources, *objects, *link, "-o", str(program)], check=True, capture_output=True, text=True)
     return program
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_every_cpu_kernel_compiles_without_sse(source: Path) -> None:
+    """As on aarch64: simd_portable.h, and no header that comes in by way of immintrin.h."""
+    command = ["c++", *CXX_FLAGS, "-U__SSE2__", "-DTS_ISA=baseline", "-DTS_ISA_LEVEL=0", "-fsyntax-only", str(ROOT / "csrc" / source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def output(command: list[str]) -> str:
