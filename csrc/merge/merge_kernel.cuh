@@ -43,6 +43,8 @@ __device__ __forceinline__ void write_row(const MergeArgs& a, const MergeArg& t,
   if constexpr (!kMax && std::is_same_v<Sum<T>, float>) {
     if (a.mode == MergeMode::kMlerp && length > 0) scale = norms_of<T, kCount>(t, l.b, l.list + first, length, lane).scale();
   }
+  const bool divide = a.mode != MergeMode::kSum && !kMax && length > 0;
+  const Divisor divisor(l.divisor[i]);
   for (int u = lane; u < units; u += t.lanes) {
     Sums<T, kCount> sums = {};
 #pragma unroll 2
@@ -50,7 +52,7 @@ __device__ __forceinline__ void write_row(const MergeArgs& a, const MergeArg& t,
       const int n = l.list[first + k];
       accumulate<kMax>(sums, unit_of<V>(t, l.b, source_of(a, l.b, n), u), weight_of(a, l.b, n), k == 0);
     }
-    finish(sums, l.divisor[i], scale, a.mode != MergeMode::kSum && !kMax && length > 0);
+    if (divide) finish(sums, divisor, scale);
     put<T, kCount>(row, u, sums);
   }
 }
@@ -114,7 +116,7 @@ __device__ __forceinline__ void write_columns(const MergeArgs& a, const MergeArg
     if (group == 0 && u < units) {
       for (int g = 1; g < kLongGroups && g * run < length; ++g) combine<kMax>(sums, sums_of[g * kLongLanes + lane]);
       const bool single = length == 1 && copies(a);
-      finish(sums, l.divisor[0], 1.0f, a.mode != MergeMode::kSum && !kMax && length > 0 && !single);
+      if (a.mode != MergeMode::kSum && !kMax && length > 0 && !single) finish(sums, Divisor(l.divisor[0]), 1.0f);
       if (single) {
         reinterpret_cast<V*>(row)[u] = unit_of<V>(t, l.b, source_of(a, l.b, l.list[0]), u);
       } else {

@@ -62,8 +62,7 @@ __device__ inline void order_row(const MergeArgs& a, const Lists& l, int i, int 
     const int key = token == own ? -1 : token;
     int rank = 0;
     for (int j = 0; j < length; ++j) rank += simt::warp::shfl(key, j) < key ? 1 : 0;
-    simt::warp::sync();
-    if (lane < length) l.list[first + rank] = token;
+    if (lane < length) l.list[first + rank] = token;  // no lane is here before all tokens were read: rank needs each of them
     return;
   }
   int at = first;

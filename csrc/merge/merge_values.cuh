@@ -82,12 +82,21 @@ __device__ __forceinline__ void combine(Sums<T, kCount>& sums, const Sums<T, kCo
   }
 }
 
+// x / divisor, rounded to nearest (Markstein): a reciprocal per row and three instructions a value, where the division is a call.
+struct Divisor {
+  float value, reciprocal;
+  __device__ explicit Divisor(float divisor) : value(divisor), reciprocal(__frcp_rn(divisor)) {}
+  __device__ float under(float x) const {
+    const float q = __fmul_rn(x, reciprocal), rest = __fmaf_rn(-q, value, x);
+    return rest == rest ? __fmaf_rn(rest, reciprocal, q) : q;  // an infinite x stays infinite
+  }
+};
+
 template <typename T, int kCount>
-__device__ __forceinline__ void finish(Sums<T, kCount>& sums, float divisor, float scale, bool divide) {
+__device__ __forceinline__ void finish(Sums<T, kCount>& sums, const Divisor& divisor, float scale) {
   if constexpr (std::is_same_v<Sum<T>, float>) {
-    if (!divide) return;
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) sums.x[j] = divisor == 0.0f ? 0.0f : __fmul_rn(__fdiv_rn(sums.x[j], divisor), scale);
+    for (int j = 0; j < kCount; ++j) sums.x[j] = divisor.value == 0.0f ? 0.0f : __fmul_rn(divisor.under(sums.x[j]), scale);
   }
 }
 
