@@ -7,11 +7,15 @@ namespace {
 
 template <typename T>
 Status launch_count(const CountParams& p, const CountPlan& plan, void* stream) {
-  return with_topk_shape(p.rows, plan.rows, [&](auto shape) {
+  const auto launch = [&](auto shape) {
     const int64_t held = shape.kHold == Hold::kShared ? held_bytes(p.rows.N, plan.rows.threads) : 0;
     return simt::launch(count_kernel<T, shape.kItems, shape.kHold>, dim3(static_cast<unsigned>(p.rows.B)),
                         dim3(static_cast<unsigned>(plan.rows.threads)), static_cast<size_t>(held), stream, p);
-  });
+  };
+  if (plan.rows.items_per_thread == 4) return launch(TopkShape<4, Hold::kRegisters>{});
+  if (plan.rows.items_per_thread != 0) return Status::error("a count takes 4 items a thread, or 0");
+  if (hold_of(p.rows, plan.rows) == Hold::kShared) return launch(TopkShape<kTileItems, Hold::kShared>{});
+  return launch(TopkShape<kTileItems, Hold::kNowhere>{});
 }
 
 }  // namespace
