@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Range = tuple[int, int]
+Lists = tuple[Tensor, Tensor] | None  # sources and targets; None = even and odd tokens
 
 
 def few_row_scores(query: Tensor, key: Tensor, span: Range, causal: bool = False) -> Tensor:
@@ -193,3 +194,38 @@ def diverse_incremental(x: Tensor, k: int) -> Tensor:
         picks[i] = pick
         torch.minimum(nearest, far[pick], out=nearest)
     return picks[None]
+
+
+def _matched(metric: Tensor, lists: Lists, cls: bool) -> tuple[Tensor, Tensor]:
+    """(best similarity, its place among the targets), (B, S) both, from the whole matrix; CLS never merges."""
+    x = unit(metric)
+    a, b = (x[:, ::2], x[:, 1::2]) if lists is None else (x[:, lists[0]], x[:, lists[1]])
+    scores = a @ b.transpose(1, 2)
+    if cls:
+        scores[:, 0] = -math.inf
+    best = scores.max(-1)
+    return best.values, best.indices
+
+
+def _named(source: Tensor, target: Tensor, stay: Tensor, lists: Lists) -> tuple[Tensor, Tensor, Tensor]:
+    """Places in the lists -> tokens."""
+    if lists is None:
+        return 2 * source, 2 * target + 1, 2 * stay
+    return lists[0][source], lists[1][target], lists[0][stay]
+
+
+def match_sorted(metric: Tensor, r: int, lists: Lists = None, cls: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """ToMe as published: normalise, matrix, max, full argsort, split, gather, sort. (source, destination, stay) as tokens."""
+    best, to = _matched(metric, lists, cls)
+    order = best.argsort(dim=-1, descending=True)
+    source = order[:, :r]
+    return _named(source, to.gather(1, source), order[:, r:].sort(dim=1).values, lists)
+
+
+def match_topk(metric: Tensor, r: int, lists: Lists = None, cls: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with topk, and a mask instead of the second sort."""
+    best, to = _matched(metric, lists, cls)
+    source = best.topk(r, dim=1).indices
+    left = torch.ones_like(best, dtype=torch.bool).scatter_(1, source, False)
+    stay = left.nonzero()[:, 1].view(best.shape[0], -1)
+    return _named(source, to.gather(1, source), stay, lists)
