@@ -20,7 +20,7 @@ LABELS = {
     "#8172b3": "torch.compile of smart eager",
     "#c44e52": "the methods' own code",
 }
-FAMILIES = ("select", "gather", "ragged", "score", "similarity", "merge", "prune", "methods")
+FAMILIES = ("select", "gather", "ragged", "score", "similarity", "match", "merge", "prune", "methods")
 
 
 def draw(contents: dict[str, dict[str, Any]], path: Path) -> bool:

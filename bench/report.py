@@ -13,7 +13,7 @@ CALL_BOUND_US = {
     "cuda": 5.0,
 }  # below, the call (1-3 us) or the launch (2-3 us) is most of it: a share of a roofline says nothing
 MODES = {"call": "call", "cold": "caches flushed", "graph": "graph, warm L2", "eager": "calls from Python"}
-README_FAMILIES = ("select", "gather", "ragged", "score", "similarity", "merge", "prune", "methods", "memory")
+README_FAMILIES = ("select", "gather", "ragged", "score", "similarity", "match", "merge", "prune", "methods", "memory")
 
 
 def number(us: float) -> str:
