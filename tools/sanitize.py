@@ -50,6 +50,7 @@ def environment(sanitizer: str, folder: Path) -> dict[str, str]:
 def pytest_command(arguments: list[str]) -> list[str]:
     """pytest on the kernel tests alone: tests/conftest.py, which imports torch, stays out."""
     plugins = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:xdist"]
+    plugins += ["--capture=sys"]  # a sanitizer's report ends the process: written to pytest's own file it would be lost
     paths = [] if any((ROOT / argument.split("::")[0]).exists() for argument in arguments) else ["tests/kernels"]
     return [sys.executable, "-m", "pytest", "-q", "--confcutdir", "tests/kernels", *plugins, *arguments, *paths]
 

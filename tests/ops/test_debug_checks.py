@@ -17,6 +17,9 @@ KEY = torch.zeros(1, 1, 4, 2)
 
 ROWS: dict[str, tuple[Callable[[], Any], str]] = {
     "nan scores": (lambda: ts.select_topk(NAN, 2), r"select_topk: scores must hold no NaN .*got 1, the first at \(1, 1\)"),
+    "nan scores of samples": (lambda: ts.select_samples(NAN, 2), r"select_samples: scores must hold no NaN .*got 1, the first at \(1, 1\)"),
+    "nan scores of quantiles": (lambda: ts.score_quantiles(NAN, (0.5,)), r"score_quantiles: scores must hold no NaN .*got 1"),
+    "nan scores of a fence": (lambda: ts.tukey_fence(NAN), r"tukey_fence: scores must hold no NaN .*got 1"),
     "k too large": (
         lambda: ts.select_topk(torch.zeros(2, 4), torch.tensor([2, 3]), max_k=2),
         r"select_topk: k must be in \[0, max_k=2\].*got 3 in row 1",

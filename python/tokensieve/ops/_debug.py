@@ -16,9 +16,9 @@ enabled = os.environ.get("TOKENSIEVE_DEBUG", "0") not in ("", "0")
 class debug_checks:
     """Turns the value checks on or off, for good or within a `with` block.
 
-    They find NaN scores and wrong per-row k in `select_topk`, and duplicate or out-of-range indices in `gather_tokens`. Each reads
-    data on the host, which stalls a GPU; meta tensors and code under torch.compile are not checked. The environment variable
-    `TOKENSIEVE_DEBUG=1`, read once at import, turns them on from the start.
+    They find NaN scores and wrong per-row k in the selections, duplicate or out-of-range indices in `gather_tokens`, `scatter_tokens`
+    and `pack_tokens`, tokens in two lists of `bipartite_match`. Each reads data on the host, which stalls a GPU; meta tensors and code
+    under torch.compile are not checked. The environment variable `TOKENSIEVE_DEBUG=1`, read once at import, turns them on from the start.
 
     Args:
         on: whether the checks run from now on.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, _debug
 from ._checks import explain
 
 _op = torch.ops.tokensieve.score_quantiles.default
@@ -40,9 +40,12 @@ def score_quantiles(scores: Tensor, q: Sequence[float], *, candidates: Tensor | 
         tensor([[2.5000, 4.5000]])
     """
     try:
-        return _op(scores, q, candidates)
+        values = _op(scores, q, candidates)
     except Exception as error:
         explain(error, lambda: check_quantiles("score_quantiles", scores, q, candidates))
+    if _debug.enabled and _debug.readable(scores):
+        _debug.selection("score_quantiles", scores, None, 0)
+    return values
 
 
 def tukey_fence(scores: Tensor, *, factor: float = 1.5, side: str = "upper", candidates: Tensor | None = None) -> Tensor:
@@ -77,6 +80,8 @@ def tukey_fence(scores: Tensor, *, factor: float = 1.5, side: str = "upper", can
         first, third = _op(scores, (0.25, 0.75), candidates).unbind(1)
     except Exception as error:
         explain(error, lambda: check_quantiles(op, scores, (0.25, 0.75), candidates))
+    if _debug.enabled and _debug.readable(scores):
+        _debug.selection(op, scores, None, 0)
     spread = factor * (third - first)
     return third + spread if side == "upper" else first - spread
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks
+from . import _checks, _debug
 from ._checks import explain
 from .ragged import Selection
 
@@ -49,6 +49,8 @@ def select_samples(scores: Tensor, points: int | Tensor, *, capacity: int | None
         index, counts, overflow = _op(scores, *given, given[0] if capacity is None else capacity, candidates)
     except Exception as error:
         explain(error, lambda: check_samples(scores, points, capacity, candidates))
+    if _debug.enabled and _debug.readable(scores):
+        _debug.selection("select_samples", scores, None, 0)
     return Selection(index, counts, overflow)
 
 
