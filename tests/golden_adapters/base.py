@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -30,8 +31,9 @@ class Case:
 class Adapter:
     """How one set runs through the public API.
 
-    `inputs` are prefixes or names of the arrays that it takes, `run` returns outputs by array name, `skipped` says why an array is not
-    produced. `half` allows float16 and bfloat16 where the file's inputs are exact in them. `rtol`, `atol` are for float32 outputs.
+    `inputs` are names of the arrays that it takes, prefixes that end in a dot, or patterns such as "l*_q"; `run` returns outputs by array
+    name, `skipped` says why an array is not produced. `half` allows float16 and bfloat16 where the file's inputs are exact in them. `rtol`,
+    `atol` are for float32 outputs.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Adapter:
 
     def takes(self, array: str) -> bool:
         """Whether an array is an input."""
-        return any(array == name or (name.endswith(".") and array.startswith(name)) for name in self.inputs)
+        return any(fnmatchcase(array, f"{name}*" if name.endswith(".") else name) for name in self.inputs)
 
 
 def pad_rows(rows: list[Tensor], width: int, fill: int = -1) -> Tensor:

@@ -2,15 +2,18 @@
 
 from .ademvl import ADEMVL
 from .aim import AIM
+from .aim_merge import AIMMerge
 from .atp_llava import ATPLLaVA
 from .ats import ATS
 from .avit import AViT
 from .base import BlockMethod, DecoderMethod, EncoderMethod, Method, Stage, TensorMethod
 from .damro import DAMRO
 from .dart import DART
+from .diffrate import DiffRate
 from .divprune import DivPrune
 from .dynamicvit import DynamicViT
 from .dyvte import DyVTE
+from .evit import EViT
 from .fastervlm import FasterVLM
 from .fastv import FastV
 from .feather import FEATHER
@@ -23,15 +26,23 @@ from .lrs import LRS
 from .lscene import LSceneLLM
 from .mirage import MIRAGE
 from .paint import PAINT
+from .pitome import PiToMe
+from .prumerge import PruMerge
+from .prumerge_plus import PruMergePlus
 from .pyramiddrop import PyramidDrop
 from .registry import METHODS, available, get_method
 from .slime import SliME
 from .sparsevlm import SparseVLM
+from .tofu import ToFu
+from .tome import ToMe
+from .tomesd import ToMeSD
 from .topvim import ToPViM
 from .tsllava import TSLLaVA
+from .turbo import Turbo
 from .var_sink import VAR
 from .videollm_mod import VideoLLMMoD
 from .views import BlockStep, BlockView
+from .visionzip import VisionZip
 from .vispruner import VisPruner
 from .vtc_cls import VTCCLS
 
@@ -48,15 +59,18 @@ __all__ = [
     "PAINT",
     "VAR",
     "VTCCLS",
+    "AIMMerge",
     "ATPLLaVA",
     "AViT",
     "BlockMethod",
     "BlockStep",
     "BlockView",
     "DecoderMethod",
+    "DiffRate",
     "DivPrune",
     "DyVTE",
     "DynamicViT",
+    "EViT",
     "EncoderMethod",
     "FastV",
     "FasterVLM",
@@ -68,15 +82,23 @@ __all__ = [
     "LSceneLLM",
     "Method",
     "PSigmoid",
+    "PiToMe",
+    "PruMerge",
+    "PruMergePlus",
     "PyramidDrop",
     "SliME",
     "SparseVLM",
     "Stage",
     "TSLLaVA",
     "TensorMethod",
+    "ToFu",
+    "ToMe",
+    "ToMeSD",
     "ToPViM",
+    "Turbo",
     "VideoLLMMoD",
     "VisPruner",
+    "VisionZip",
     "available",
     "get_method",
 ]

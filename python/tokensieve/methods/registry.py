@@ -6,15 +6,18 @@ import difflib
 
 from .ademvl import ADEMVL
 from .aim import AIM
+from .aim_merge import AIMMerge
 from .atp_llava import ATPLLaVA
 from .ats import ATS
 from .avit import AViT
 from .base import Method
 from .damro import DAMRO
 from .dart import DART
+from .diffrate import DiffRate
 from .divprune import DivPrune
 from .dynamicvit import DynamicViT
 from .dyvte import DyVTE
+from .evit import EViT
 from .fastervlm import FasterVLM
 from .fastv import FastV
 from .feather import FEATHER
@@ -27,13 +30,21 @@ from .lrs import LRS
 from .lscene import LSceneLLM
 from .mirage import MIRAGE
 from .paint import PAINT
+from .pitome import PiToMe
+from .prumerge import PruMerge
+from .prumerge_plus import PruMergePlus
 from .pyramiddrop import PyramidDrop
 from .slime import SliME
 from .sparsevlm import SparseVLM
+from .tofu import ToFu
+from .tome import ToMe
+from .tomesd import ToMeSD
 from .topvim import ToPViM
 from .tsllava import TSLLaVA
+from .turbo import Turbo
 from .var_sink import VAR
 from .videollm_mod import VideoLLMMoD
+from .visionzip import VisionZip
 from .vispruner import VisPruner
 from .vtc_cls import VTCCLS
 
@@ -70,6 +81,17 @@ _ALL: tuple[type[Method], ...] = (
     ATS,
     IARed2,
     ToPViM,
+    ToMe,
+    ToMeSD,
+    EViT,
+    Turbo,
+    PiToMe,
+    DiffRate,
+    ToFu,
+    PruMerge,
+    PruMergePlus,
+    VisionZip,
+    AIMMerge,
 )
 METHODS: dict[str, type[Method]] = {method.__name__: method for method in _ALL}
 
