@@ -62,7 +62,8 @@ __device__ inline void order_row(const MergeArgs& a, const Lists& l, int i, int 
     const int key = token == own ? -1 : token;
     int rank = 0;
     for (int j = 0; j < length; ++j) rank += simt::warp::shfl(key, j) < key ? 1 : 0;
-    if (lane < length) l.list[first + rank] = token;  // no lane is here before all tokens were read: rank needs each of them
+    simt::warp::sync();  // a shuffle orders no memory
+    if (lane < length) l.list[first + rank] = token;
     return;
   }
   int at = first;

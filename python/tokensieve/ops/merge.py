@@ -101,8 +101,23 @@ def _dense_size(size: Any) -> Any:
     return flat if flat.is_contiguous() else flat.contiguous()
 
 
+def _plan_values(index: Tensor, inverse: Tensor) -> None:
+    """Raises where index and inverse are out of range or do not belong together."""
+    op, M = "merge_tokens", index.shape[1]
+    _debug.positions(op, index, inverse.shape[1])
+    _debug.rows(op, "inverse", inverse, M, "M")
+    if not inverse.shape[1]:
+        return
+    back = inverse.gather(1, index.clamp(min=0))
+    wrong = (back != torch.arange(M, device=index.device)) & (index >= 0)
+    if bool(wrong.any()):
+        b, row = (int(i) for i in wrong.nonzero()[0])
+        token, other = int(index[b, row]), int(back[b, row])
+        _checks.bad_value(op, f"plan must have inverse[index[row]] == row, got token {token} of row {row} in {other}")
+
+
 def _debug_plan(index: Tensor, inverse: Tensor, size: Tensor | None) -> None:
-    _debug.rows("merge_tokens", "inverse", inverse, index.shape[1], "M")
+    _plan_values(index, inverse)
     if size is not None and bool((size <= 0).any()):
         _checks.bad_value("merge_tokens", f"size must be greater than 0 (debug check), got {float(size.min())}")
 
@@ -110,18 +125,8 @@ def _debug_plan(index: Tensor, inverse: Tensor, size: Tensor | None) -> None:
 def _explain(tensors: Any, plan: Any, size: Any, mode: Any) -> None:
     _check_plan("merge_tokens", plan)
     check_merge(tensors, plan.index, plan.inverse, size, mode)
-    if plan.index.device.type != "cpu":
-        return
-    _debug.positions("merge_tokens", plan.index, plan.inverse.shape[1])
-    _debug.rows("merge_tokens", "inverse", plan.inverse, plan.index.shape[1], "M")
-    back = plan.inverse.gather(1, plan.index.clamp(min=0))
-    wrong = (back != torch.arange(plan.index.shape[1])) & (plan.index >= 0)
-    if bool(wrong.any()):
-        b, row = (int(i) for i in wrong.nonzero()[0])
-        _checks.bad_value(
-            "merge_tokens",
-            f"plan must have inverse[index[row]] == row, got token {int(plan.index[b, row])} of row {row} in {int(back[b, row])}",
-        )
+    if plan.index.device.type == "cpu":
+        _plan_values(plan.index, plan.inverse)
 
 
 def _check_plan(op: str, plan: Any) -> None:
@@ -210,7 +215,7 @@ def _backward(ctx: Any, grads: list[Tensor | None], *_: Any) -> tuple[Any, ...]:
 def _again(
     grads: list[Tensor], tensors: list[Tensor], outs: list[Tensor], index: Tensor, inverse: Tensor, size: Tensor | None, mode: int
 ) -> list[Tensor]:
-    """create_graph=True: every mode but "mlerp" is linear in grads, by factors that one call on ones gives."""
+    """create_graph=True: all modes but "mlerp" are linear in grads; one call on ones gives the factors."""
     if mode == MODES["mlerp"]:
         _checks.bad_value("merge_tokens", "mode must not be 'mlerp' where gradients of gradients are asked for (create_graph=True)")
     factors = _op_backward(
@@ -220,9 +225,6 @@ def _again(
 
 
 torch.library.register_autograd("tokensieve::merge_tokens", _backward, setup_context=_setup_context)
-
-
-# ---- unmerge ----------------------------------------------------------------------------------------------------------------
 
 
 @overload
