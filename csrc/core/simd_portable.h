@@ -132,6 +132,15 @@ TS_INLINE Vec scale_by_power_of_two(Vec x, Vec biased) {
   }
   return x;
 }
+TS_INLINE Vec power_of_two(Vec biased) {  // 2^n, n + 127 in the low bits of `biased`
+  TS_EACH {
+    Uint4 a;
+    __builtin_memcpy(&a, &biased.x[i], 16);
+    a <<= 23;
+    __builtin_memcpy(&biased.x[i], &a, 16);
+  }
+  return biased;
+}
 TS_INLINE Mask nonzero_bytes(const uint8_t* p) {
   Mask m = 0;
   for (int i = 0; i < kLanes; ++i) m |= static_cast<Mask>(p[i] != 0) << i;

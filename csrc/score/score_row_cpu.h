@@ -106,14 +106,14 @@ TS_INLINE float row_weight(const ScoreParams& p, int64_t b, int64_t l) {
   }
   *maximum = reduce_max(top);
   const Vec shift = splat(lse ? *lse : *maximum > -kInfinity ? *maximum : 0.0f);
+  const Vec most = splat(88.8f);  // a given lse may be anything: from 128 ln 2 on exp_of_mass gives inf
   for (int64_t i = 0; i < whole; i += kLanes) {
-    const Vec x = sub(mul(load(mass + i), scale), shift);
-    const Vec e = lse ? exp(x) : exp_of_negative(x);
+    const Vec e = exp_of_mass(min(most, sub(mul(load(mass + i), scale), shift)));
     total = add(total, e);
     store(mass + i, e);
   }
   for (int64_t i = whole; i < visible; i += kLanes) {
-    const Vec e = select(first_lanes(visible - i), exp(sub(load(mass + i), shift)), zero());
+    const Vec e = select(first_lanes(visible - i), exp_of_mass(min(most, sub(load(mass + i), shift))), zero());
     total = add(total, e);
     store(mass + i, e);
   }

@@ -158,6 +158,21 @@ def test_score_cpu_hidden_keys_are_never_read_into_a_row(cpu: Cpu) -> None:
         assert scores[..., 290] == 0
 
 
+def test_score_cpu_exp_over_the_whole_range(cpu: Cpu) -> None:
+    """One channel and a given lse of 0: scores are exp(key). Exact zeros below 2^-127, inf from 2^128 on, 2e-7 + 2e-8 |x| between."""
+    edges = [0.0, -0.0, -87.3, -88.1, -1e30, -np.inf, 88.7, 89.0, 1e30, np.inf]
+    x = np.concatenate([np.linspace(-87.3, 88.3, 4000), edges]).astype(np.float32)
+    case = Case(H=1, Hkv=1, N=x.size, D=1, query=np.ones(()), key=x[:, None], scale=1.0, query_reduction=NONE, lse=True)
+    case.given_lse[:] = 0
+    got = cpu.score_cuda(case.arguments())["scores"].ravel()
+    assert (got[x < -88] == 0).all()
+    assert np.isposinf(got[x > 88.8]).all()
+    inside = (x > -87.31) & (x < 88.31)
+    wanted = np.exp(x[inside].astype(np.float64))
+    assert (abs(got[inside] / wanted - 1) <= 2e-7 + 2e-8 * abs(x[inside])).all()
+    assert (got[x == 0] == 1).all()
+
+
 def test_score_cpu_no_rows_give_zeros(cpu: Cpu) -> None:
     for how in (MEAN, SUM, MAX):
         scores = cpu.score_cuda(Case(L=0, N=20, query_reduction=how).arguments())["scores"]
