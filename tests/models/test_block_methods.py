@@ -137,6 +137,19 @@ def test_nothing_to_merge_is_bit_identical(method: Any) -> None:
             assert run.report.tokens == run.report.dense_tokens
 
 
+@pytest.mark.parametrize("method", [ToMe(r=(0, 7, 7)), EViT(layers=(1, 2))])
+def test_compiles_without_a_break_and_without_recompiling(method: BlockMethod) -> None:
+    torch.compiler.reset()
+    model = timm_model()
+    with torch.no_grad(), ts.sieve(model, method):
+        expected = [model(pixels(batch)) for batch in (2, 3, 5)]
+        compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+        compiled(pixels(2))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for batch, plain in zip((2, 3, 5), expected):
+                torch.testing.assert_close(compiled(pixels(batch)), plain, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "method", [ToMe(r=7), Turbo(r=6), PiToMe(keep=0.8), DiffRate((60, 50), (52, 40)), ToFu(keep=0.8), EViT(layers=(1, 2))]
 )
