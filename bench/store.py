@@ -12,7 +12,8 @@ from . import ROOT
 
 RESULTS = ROOT / "bench" / "results"
 FIELDS = ("op", "case", "dtype", "device", "median_us", "p10_us", "p90_us", "floor_us", "peers", "correct")
-ORDER = ("select", "gather", "ragged", "score", "colsum", "similarity", "match", "merge", "prune", "methods", "overhead", "memory")
+_OPS = ("select", "gather", "ragged", "score", "colsum", "similarity", "match", "merge")
+ORDER = (*_OPS, "prune", "methods", "encoder", "overhead", "memory")
 
 
 def save(folder: Path, family: str, content: dict[str, Any]) -> Path:

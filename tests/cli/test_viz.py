@@ -112,3 +112,49 @@ def test_sheet_keeps_the_shape_of_a_wide_photo() -> None:
 def test_sheet_without_panels_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one panel"):
         viz.sheet("h", [("r", [])])
+
+
+def test_groups_show_the_mean_colour_of_merged_patches_and_leave_single_ones_alone() -> None:
+    image = photo(4, 3, 20)
+    before = image.tobytes()
+    labels = [0, 0, 1, -1, 0, 2, 2, -1, 3, 4, 5, 2]  # 0: three patches, 2: three, of which one is apart; -1: dropped
+    out = viz.groups(image, labels, (3, 4))
+    assert out.size == image.size
+    assert image.tobytes() == before
+    inner = [(patch % 4 * 20 + 2, patch // 4 * 20 + 2, patch % 4 * 20 + 18, patch // 4 * 20 + 18) for patch in range(12)]
+    for group in ([0, 1, 4], [5, 6, 11]):
+        pixels = torch.cat(
+            [
+                torch.tensor(list(image.crop((x - 2, y - 2, x + 18, y + 18)).get_flattened_data()))
+                for x, y, *_ in map(inner.__getitem__, group)
+            ]
+        )
+        mean = tuple(pixels.double().mean(0).round().int().tolist())
+        for patch in group:
+            assert set(out.crop(inner[patch]).get_flattened_data()) == {mean}
+    for single in (2, 8, 9, 10):
+        assert out.crop(inner[single]).tobytes() == image.crop(inner[single]).tobytes()
+    for dropped in (3, 7):
+        assert brightness(out, dropped, 4, 20) < 0.4 * brightness(image, dropped, 4, 20)
+    assert out.getpixel((40, 10)) == viz.EDGE  # between group 0 and patch 2
+    assert out.getpixel((20, 10)) != viz.EDGE  # inside group 0
+    assert out.getpixel((60, 10)) != viz.EDGE  # between a single and a dropped patch
+
+
+def test_groups_covers_an_image_that_the_grid_does_not_divide() -> None:
+    out = viz.groups(Image.new("L", (37, 23), 200), torch.zeros(15, dtype=torch.int32), (3, 5))
+    assert out.size == (37, 23)
+    assert set(out.get_flattened_data()) == {(200, 200, 200)}
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        ([0] * 8, ValueError, r"groups: labels must be \(9,\) for a grid of 3 x 3, got 8"),
+        ([0.5] * 9, TypeError, "groups: labels must hold patch numbers"),
+        (torch.zeros(3, 3, dtype=torch.int64), ValueError, r"groups: labels must be \(K,\)"),
+    ],
+)
+def test_groups_errors_say_what_is_wrong(labels: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        viz.groups(photo(3, 3, 10), labels, (3, 3))

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .around import merge_around
 from .block_run import BlockRun
 from .context import attach, detach, sieve
 from .report import Report
@@ -9,7 +10,7 @@ from .report import Report
 if TYPE_CHECKING:
     from .run import SieveRun as SieveRun
 
-__all__ = ["BlockRun", "Report", "SieveRun", "attach", "detach", "sieve"]
+__all__ = ["BlockRun", "Report", "SieveRun", "attach", "detach", "merge_around", "sieve"]
 
 
 def __getattr__(name: str) -> Any:
