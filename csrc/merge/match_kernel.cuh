@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads) mean_kernel(const Args a) {
 template <typename T>
 __device__ __forceinline__ float chunk_squares(const unsigned char* row) {
   constexpr int kPart = 16 / static_cast<int>(sizeof(T)), kCount = similarity::kChunkBytes / static_cast<int>(sizeof(T));
-  float sum = 0;
+  float sum = 0;  // beyond the chunk load_part gives zeros
 #pragma unroll
   for (int c = 0; c < kCount; c += kPart) {
     float x[kPart];
@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(kThreads, 4) match_kernel(const Args a) {
   Tokens<T> y = {base, a.row_stride, 0, p.T, a.wide, targets, p.target_first, p.N};
   const int row = static_cast<int>(threadIdx.x) % kTile;
   Best best[2];
-  const int64_t end = (split + 1) * a.column_tiles / a.splits;
+  const int64_t end = (split + 1) * a.column_tiles / a.splits;  // a tile more would only be work done twice
   for (int64_t tile = split * a.column_tiles / a.splits; tile < end; ++tile) {
     float acc[8][4], squares = 0;
     y.first = tile * kTile;
