@@ -85,7 +85,10 @@ __device__ __forceinline__ void combine(Sums<T, kCount>& sums, const Sums<T, kCo
 // x / divisor, rounded to nearest (Markstein): a reciprocal per row and three instructions a value, where the division is a call.
 struct Divisor {
   float value, reciprocal;
-  __device__ explicit Divisor(float divisor) : value(divisor), reciprocal(__frcp_rn(divisor)) {}
+  __device__ explicit Divisor(float divisor) {  // in the body: nvcc gives the host compiler an initialiser list to read
+    value = divisor;
+    reciprocal = __frcp_rn(divisor);
+  }
   __device__ float under(float x) const {
     const float q = __fmul_rn(x, reciprocal), rest = __fmaf_rn(-q, value, x);
     return rest == rest ? __fmaf_rn(rest, reciprocal, q) : q;  // an infinite x stays infinite

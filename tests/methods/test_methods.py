@@ -11,7 +11,7 @@ import pytest
 import torch
 from tokensieve import methods
 from tokensieve.info import HOOKS
-from tokensieve.methods import METHODS, DecoderMethod, EncoderMethod, FasterVLM, FastV, PyramidDrop, TensorMethod, get_method
+from tokensieve.methods import METHODS, BlockMethod, DecoderMethod, EncoderMethod, FasterVLM, FastV, PyramidDrop, TensorMethod, get_method
 from tokensieve.methods.fastervlm import cls_scores, crop_grid, keep_patches, mosaic_order
 from tokensieve.methods.fastv import rank_and_drop as fastv_step
 from tokensieve.methods.pyramiddrop import rank_and_drop as pyramid_step
@@ -28,7 +28,7 @@ def reference_scores(query: torch.Tensor, key: torch.Tensor, visible: torch.Tens
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_is_a_frozen_documented_dataclass_with_defaults(name: str) -> None:
     method = METHODS[name]()
-    assert isinstance(method, (DecoderMethod, EncoderMethod, TensorMethod))
+    assert isinstance(method, (BlockMethod, DecoderMethod, EncoderMethod, TensorMethod))
     assert method.hook in HOOKS
     assert method.paper in (type(method).__doc__ or "")
     assert "Differs from the official code" in (type(method).__doc__ or "")

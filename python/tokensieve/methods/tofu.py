@@ -24,8 +24,9 @@ class ToFu(BlockMethod):
         keep: share of the patches that each block keeps; at least 0.5.
         prune_blocks: blocks at the start that drop; None = the first half.
 
-    The authors published no code: the maths is that of the re-implementation beside PiToMe, whose scale is the receiver's norm; the paper's
-    MLERP divides by the norm of the mean. A receiver of norm 0 keeps the plain mean (there, NaN). Ties go to the lowest position.
+    Differs from the official code: none was at hand; the maths is that of the re-implementation beside PiToMe, whose scale is the
+    receiver's norm (the paper's MLERP divides by the norm of the mean). A receiver of norm 0 keeps the plain mean (there, NaN). Ties go to
+    the lowest position.
 
     Example:
         >>> ToFu(keep=0.8).merges(98), ToFu().prunes(5, 12), ToFu().prunes(6, 12)
