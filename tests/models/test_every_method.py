@@ -9,7 +9,18 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from tokensieve.methods import FEATHER, DecoderMethod, EncoderMethod, FasterVLM, FastV, PyramidDrop  # noqa: E402
+from tokensieve.methods import (  # noqa: E402
+    FEATHER,
+    AIMMerge,
+    DecoderMethod,
+    EncoderMethod,
+    FasterVLM,
+    FastV,
+    PruMerge,
+    PruMergePlus,
+    PyramidDrop,
+    VisionZip,
+)
 from tokensieve.methods import METHODS as REGISTRY  # noqa: E402
 from tokensieve.models import sieve  # noqa: E402
 
@@ -20,9 +31,13 @@ from models.test_inside_methods import PRUNING  # noqa: E402
 METHODS: dict[str, Any] = {
     **{f"{type(method).__name__} {number}": method for number, method in enumerate(ENCODER)},
     **PRUNING,
+    "AIMMerge": AIMMerge(r=(6, 3)),
     "FasterVLM": FasterVLM(tokens=5),
     "FastV": FastV(),
+    "PruMerge": PruMerge(neighbors=4, adaptive=False, ratio=0.3),
+    "PruMergePlus": PruMergePlus(neighbors=4),
     "PyramidDrop": PyramidDrop((1, 2, 4), (0.5, 0.25, 0.125)),
+    "VisionZip": VisionZip(dominant=5, contextual=3),
 }
 
 
