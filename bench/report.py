@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import store
+
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 HEADER = ("op", "case", "dtype", "us", "p10-p90", "floor", "against", "target")
 CALL_BOUND_US = {
@@ -13,7 +15,7 @@ CALL_BOUND_US = {
     "cuda": 5.0,
 }  # below, the call (1-3 us) or the launch (2-3 us) is most of it: a share of a roofline says nothing
 MODES = {"call": "call", "cold": "caches flushed", "graph": "graph, warm L2", "eager": "calls from Python"}
-README_FAMILIES = ("select", "gather", "ragged", "score", "similarity", "match", "merge", "prune", "methods", "memory")
+README_FAMILIES = tuple(name for name in store.ORDER if name != "overhead")  # which is a sentence below the table
 
 
 def number(us: float) -> str:
@@ -84,6 +86,19 @@ def describe(content: dict[str, Any]) -> str:
     return f"{where}; torch {m['torch']}; commit {commit}; {m['date'][:10]}. Measured ceilings: {rates}."
 
 
+def newest(contents: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return max(contents.values(), key=lambda content: str(content["machine"]["date"]))
+
+
+def older(contents: dict[str, dict[str, Any]]) -> str:
+    """Which families an earlier commit measured, if any; their rows have ceilings of their own."""
+    current, by_commit = newest(contents)["machine"]["commit"], dict[str, list[str]]()
+    for family, content in contents.items():
+        if content["machine"]["commit"] != current:
+            by_commit.setdefault((content["machine"]["commit"] or "unknown")[:10], []).append(family)
+    return "".join(f" Measured at commit {commit}: {', '.join(families)}." for commit, families in by_commit.items())
+
+
 def show(family: str, rows: list[dict[str, Any]]) -> None:
     """The family's table on the terminal."""
     if not rows:
@@ -119,7 +134,7 @@ def in_readme(row: dict[str, Any]) -> bool:
 
 def markdown(contents: dict[str, dict[str, Any]], whole: bool = False) -> str:
     """The measured table from the JSON of one machine: the README's choice of rows, or the whole."""
-    lines = [describe(next(iter(contents.values()))), ""]
+    lines = [describe(newest(contents)) + older(contents), ""]
     lines += ["| op | case | dtype | µs, median (p10-p90) | caches flushed | of the floor | peers take |", "|---|---|---|---|---|---|---|"]
     for family in README_FAMILIES:
         for row in contents.get(family, {}).get("rows", []):

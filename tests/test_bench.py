@@ -222,6 +222,10 @@ def test_report_table_markdown_and_readme(tmp_path: Path, capsys: pytest.Capture
     text = report.markdown(contents)
     assert "| double | 64 numbers | f32 | 10.0 (9.00-11.0) |" in text
     assert "MISSED: >= 3x smart eager" in text
+    earlier = content([some_row()])
+    earlier["machine"] |= {"commit": "0123456789abcdef", "date": "2020-01-01T00:00:00"}
+    assert " Measured at commit 0123456789: gather.\n" in report.markdown({"gather": earlier, **contents})
+    assert "Measured at commit" not in text
     readme = tmp_path / "README.md"
     readme.write_text(f"head\n{report.BEGIN}\nold\n{report.END}\ntail\n")
     report.write_readme(readme, text)
