@@ -5,22 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from . import store
+
 COLOURS = {
     "topk+sort": "#4c72b0",
     "index_select": "#4c72b0",
     "smart eager": "#4c72b0",
     "incremental eager": "#4c72b0",
+    "chunked eager": "#4c72b0",
+    "sort+cumsum": "#4c72b0",
+    "torch.quantile": "#4c72b0",
+    "nonzero": "#4c72b0",
+    "mask+nonzero": "#4c72b0",
+    "unpatched": "#dd8452",
     "torch.gather": "#55a868",
     "torch.compile": "#8172b3",
     "eager code": "#c44e52",
 }
 LABELS = {
-    "#4c72b0": "smart eager: topk + sort, index_select, few-row matmul + softmax",
+    "#4c72b0": "smart eager: topk + sort, sort + cumsum, index_select, few-row matmul + softmax",
     "#55a868": "torch.gather",
     "#8172b3": "torch.compile of smart eager",
     "#c44e52": "the methods' own code",
+    "#dd8452": "the model as it is",
 }
-FAMILIES = ("select", "gather", "ragged", "score", "similarity", "match", "merge", "prune", "methods")
+FAMILIES = tuple(name for name in store.ORDER if name not in ("overhead", "memory"))
 
 
 def draw(contents: dict[str, dict[str, Any]], path: Path) -> bool:
