@@ -93,5 +93,28 @@ def test_cuda_tensor_without_the_cuda_library_says_why(op: str, monkeypatch: pyt
         call()
 
 
+def test_heads_too_wide_for_cuda_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The widest heads that the kernels take pass; one more channel is an error that names the limit, from the fakes too."""
+    monkeypatch.setattr(_load.STATE, "cuda_loaded", True)
+    with FakeTensorMode():
+        for D, wide in ((2048, False), (2049, True)):
+            q, k, x = on_cuda(Q, 2, 4, 3, D), on_cuda(K, 2, 2, 10, D), on_cuda(X)
+            calls: dict[str, Callable[[], Any]] = {
+                "attention_lse": lambda q=q, k=k: ts.attention_lse(q, k),  # type: ignore[misc]
+                "attention_scores": lambda q=q, k=k: ts.attention_scores(q, k),  # type: ignore[misc]
+                "prune_tokens": lambda q=q, k=k, x=x: ts.prune_tokens(q, k, [x], 2),  # type: ignore[misc]
+            }
+            for op, call in calls.items():
+                if not wide:
+                    call()
+                    continue
+                with pytest.raises(ValueError, match=rf"^tokensieve\.{op}: query must have D <= 2048 on CUDA, got D=2049"):
+                    call()
+        ts.attention_pagerank(on_cuda(K, 2, 2, 10, 256), on_cuda(K, 2, 2, 10, 256))
+        k = on_cuda(K, 2, 2, 10, 257)
+        with pytest.raises(ValueError, match=r"^tokensieve\.attention_pagerank: query must have D <= 256 on CUDA, got D=257"):
+            ts.attention_pagerank(k, k)
+
+
 def test_cuda_calls_name_every_op() -> None:
     assert {name for name in ts.ops.__all__ if name[0].islower()} - set(CUDA_CALLS) == TORCH_ALONE

@@ -86,6 +86,13 @@ def integer(op: str, name: str, value: Any) -> None:
         bad_type(op, f"{name} must be an int, got {type(value).__name__}")
 
 
+def no_bools(*values: Any) -> None:
+    """Refuses what C++ would read as 0 or 1; `explain` then says which argument it was."""
+    for value in values:
+        if isinstance(value, bool):
+            raise TypeError("a number, not a bool")
+
+
 def flag(op: str, name: str, value: Any) -> None:
     if not isinstance(value, bool):
         bad_type(op, f"{name} must be a bool, got {type(value).__name__}")

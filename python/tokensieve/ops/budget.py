@@ -61,8 +61,9 @@ def allocate_budget(
         TypeError: a dtype or a Python type that is not taken.
         ValueError: a shape, option, device or number that breaks a rule above.
 
-    A part whose share is negative or not a number (the weights sum to 0) gets 0. Deterministic, the same bits on every back end; no host
-    sync. The rules are those of HiRED (arXiv 2408.10945), QuoTA (arXiv 2503.08689) and GlobalCom2 (arXiv 2501.05179).
+    A part whose share is negative or not a number (the weights sum to 0) gets 0, before the remainder is given out. Deterministic, the
+    same bits on every back end; no host sync. The rules are those of HiRED (arXiv 2408.10945), QuoTA (arXiv 2503.08689) and GlobalCom2
+    (arXiv 2501.05179).
 
     Example:
         >>> import torch, tokensieve as ts
@@ -74,6 +75,7 @@ def allocate_budget(
         tensor([[43, 28]])
     """
     try:
+        _checks.no_bools(total, cap, ratio, temperature, epsilon)
         budget, shares = _op(
             weights.contiguous(),
             *(None, total.contiguous()) if isinstance(total, Tensor) else (total, None),

@@ -41,6 +41,7 @@ def complement_index(index: Tensor, N: int, *, capacity: int | None = None) -> T
         tensor([[ 0,  1,  3, -1]])
     """
     try:
+        _checks.no_bools(N, capacity)
         width = N - index.shape[1] if capacity is None else capacity
         if _debug.enabled and _debug.readable(index):
             _debug_complement(index, N, width)

@@ -52,6 +52,7 @@ def select_diverse(
         tensor([[1, 4, 3]])
     """
     try:
+        _checks.no_bools(k)
         start = first if first is None else first.contiguous()
         return _op(x, k, candidates, start, METRICS[metric], PICK_ORDERS[order])
     except Exception as error:

@@ -73,6 +73,7 @@ def pack_tokens(tensors: Tensor | Sequence[Tensor], index: Tensor, capacity: int
     try:
         if _debug.enabled and _debug.readable(index):
             _debug.indices("pack_tokens", index, items[0].shape[1])
+        _checks.no_bools(capacity)
         rows, slots, cu_seqlens, total = _op(index, items[0].shape[1], capacity)
         flat = [t.reshape(1, t.shape[0] * t.shape[1], *t.shape[2:]) for t in items]
         found = gather_tokens(flat, rows[None])

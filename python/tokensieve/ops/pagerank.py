@@ -12,6 +12,7 @@ from ._checks import explain
 from .score import check_scores
 
 _op = torch.ops.tokensieve.attention_pagerank.default
+MAX_CUDA_DIM = 256  # kMaxDim of csrc/score/colsum_args.h
 
 
 def attention_pagerank(
@@ -28,7 +29,7 @@ def attention_pagerank(
     """PageRank of the tokens of every head: v <- v softmax(Q K^T / temperature), `iterations` times, from v = 1 / N.
 
     Args:
-        query: (B, H, N, D), float32, float16 or bfloat16; any strides with a contiguous last dimension. All tokens.
+        query: (B, H, N, D), float32, float16 or bfloat16; any strides with a contiguous last dimension; D up to 256 on CUDA. All tokens.
         key: (B, Hkv, N, D), dtype of query: the same tokens; query head h reads key head h // (H // Hkv).
         scale: factor of the logits; D ** -0.5 where None.
         temperature: the logits are divided by it (AIM: 0.1).
@@ -56,6 +57,7 @@ def attention_pagerank(
         tensor([[[0.6111, 0.2778, 0.1111]]])
     """
     try:
+        _checks.no_bools(scale, temperature, iterations)
         seen, first = mask if mask is None else mask.contiguous(), start if start is None else start.contiguous()
         return _op(query, key, scale, temperature, causal, seen, first, iterations)
     except Exception as error:
@@ -80,6 +82,8 @@ def _check(query: Any, key: Any, scale: Any, temperature: Any, causal: Any, mask
     _checks.integer(op, "iterations", iterations)
     if iterations < 0:
         _checks.bad_value(op, f"iterations must be at least 0, got {iterations}")
+    if query.device.type == "cuda" and query.shape[3] > MAX_CUDA_DIM and iterations > 0 and query.numel() > 0:
+        _checks.bad_value(op, f"query must have D <= {MAX_CUDA_DIM} on CUDA, got D={query.shape[3]}")
 
 
 @torch.library.register_fake("tokensieve::attention_pagerank")

@@ -83,6 +83,8 @@ def prune_tokens(
     options = (scale, causal, bias, lse, key_range, normalize, query_reduction, head_reduction, row_weights, query_positions)
     try:
         arguments = score_arguments(query, key, *options)
+        if isinstance(k, bool):
+            raise TypeError("k")  # C++ would read 0 or 1; explained below
         out, index, scores = _autograd.call(_op, tensors, query, key, tensors, k, *arguments, keep_outside)
     except Exception as error:
         explain(error, lambda: check_prune(query, key, tensors, k, options, keep_outside))

@@ -40,6 +40,7 @@ def score_quantiles(scores: Tensor, q: Sequence[float], *, candidates: Tensor | 
         tensor([[2.5000, 4.5000]])
     """
     try:
+        _checks.no_bools(*q)
         values = _op(scores, q, candidates)
     except Exception as error:
         explain(error, lambda: check_quantiles("score_quantiles", scores, q, candidates))

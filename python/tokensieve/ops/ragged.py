@@ -70,6 +70,7 @@ def select_mass(
     """
     rows = isinstance(mass, Tensor)
     try:
+        _checks.no_bools(mass, capacity, extra, min_k, max_k)
         levels = (1.0, mass.contiguous()) if isinstance(mass, Tensor) else (mass, None)
         below = {"reach": False, "below": True}[inclusive]
         out = _mass(scores, *levels, below, capacity, min_k, max_k, candidates, always_keep, ORDERS[order], extra)
@@ -122,6 +123,7 @@ def select_threshold(
         tensor([[ 1,  3, -1]])
     """
     try:
+        _checks.no_bools(tau, capacity, min_k, max_k)
         levels = (0.0, tau.contiguous()) if isinstance(tau, Tensor) else (tau, None)
         out = _threshold(scores, *levels, strict, capacity, min_k, max_k, candidates, always_keep, ORDERS[order])
     except Exception as error:

@@ -45,6 +45,7 @@ def select_samples(scores: Tensor, points: int | Tensor, *, capacity: int | None
         tensor([[2, 3, 1]])
     """
     try:
+        _checks.no_bools(points, capacity)
         given = (points.shape[1], points.contiguous()) if isinstance(points, Tensor) else (points, None)
         index, counts, overflow = _op(scores, *given, given[0] if capacity is None else capacity, candidates)
     except Exception as error:

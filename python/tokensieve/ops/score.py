@@ -13,6 +13,7 @@ from ._checks import ACTIVATIONS, NORMALIZATIONS, REDUCTIONS, ROW_REDUCTIONS, ex
 Reduction = Literal["mean", "sum", "max"] | None
 RowReduction = Literal["mean", "sum", "max", "visible_mean"] | None
 _op = torch.ops.tokensieve.attention_scores.default
+MAX_CUDA_DIM = 2048  # kMaxDim of csrc/score/score_args.h: eight query rows of a pass lie in shared memory
 
 
 def attention_scores(
@@ -37,8 +38,8 @@ def attention_scores(
     """Attention mass per key: softmax(Q K^T) reduced over rows and heads, without the L x N map.
 
     Args:
-        query: (B, H, L, D), float32, float16 or bfloat16; any strides with a contiguous last dimension. The CLS row, the last token, the
-            text rows, or all tokens.
+        query: (B, H, L, D), float32, float16 or bfloat16; any strides with a contiguous last dimension; D up to 2048 on CUDA. The CLS
+            row, the last token, the text rows, or all tokens.
         key: (B, Hkv, N, D), dtype of query; query head h reads key head h // (H // Hkv).
         scale: factor of the logits; D ** -0.5 where None.
         causal: row l sees keys <= N - L + l (the rows are the last L tokens), or keys <= query_positions[b, l].
@@ -69,7 +70,7 @@ def attention_scores(
         ValueError: a shape, range, option, device or stride that breaks a rule above.
 
     Accumulates in float32 in a fixed order: the same call gives the same bits on any number of threads and on every CPU level. A row that
-    sees nothing gives zeros. Memory is O(B H N), whatever L.
+    sees nothing gives zeros; a softmax row with a NaN logit is NaN on every key that it sees. Memory is O(B H N), whatever L.
 
     Differentiable in query, key and accumulate where no reduction is "max" (no second derivatives; a given lse and the other arguments are
     constants). The backward pass takes O(B H L N) memory: it is meant for the few rows of EViT and DynamicViT.
@@ -110,6 +111,8 @@ def score_arguments(
 ) -> tuple[Any, ...]:
     """The eleven C++ arguments after query and key (of attention_scores and prune_tokens)."""
     start, end = (0, key.shape[2]) if key_range is None else key_range
+    if isinstance(start, bool) or isinstance(end, bool):
+        raise TypeError("key_range")  # C++ would read 0 or 1; the callers explain
     return (
         scale,
         causal,
@@ -152,6 +155,8 @@ def check_scores(
     _checks.same_device(op, "key", key, "query", query)
     _checks.contiguous_last(op, "query", query)
     _checks.contiguous_last(op, "key", key)
+    if query.device.type == "cuda" and D > MAX_CUDA_DIM and query.numel() > 0:
+        _checks.bad_value(op, f"query must have D <= {MAX_CUDA_DIM} on CUDA, got D={D}")
     if scale is None and D == 0:
         _checks.bad_value(op, "scale must be given when D = 0, got None")
     if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymFloat))):

@@ -53,8 +53,10 @@ def select_topk(
         if _debug.enabled and _debug.readable(scores):
             _debug_select(scores, k, max_k)
         if isinstance(k, Tensor):
+            _checks.no_bools(max_k)
             return _op(scores, max_k, k.contiguous(), candidates, always_keep, ORDERS[order])
-        return _op(scores, k if max_k is None else None, None, candidates, always_keep, ORDERS[order])  # None: refused, explained below
+        width = k if max_k is None and not isinstance(k, bool) else None  # None: refused, explained below
+        return _op(scores, width, None, candidates, always_keep, ORDERS[order])
     except Exception as error:
         explain(error, lambda: _explain(scores, k, max_k, candidates, always_keep, order))
 

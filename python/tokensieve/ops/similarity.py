@@ -54,6 +54,7 @@ def cosine_match(
                  [0, 1]]])
     """
     try:
+        _checks.no_bools(k)
         value, index = _match(a, b, 1 if k is None else k, largest, candidates, exclude_self)
     except Exception as error:
         explain(error, lambda: check_match("cosine_match", a, b, 1 if k is None else k, largest, candidates, exclude_self))
@@ -111,6 +112,7 @@ def cosine_scores(
 
 def _bottom(a: Tensor, b: Tensor, t: int | None, candidates: Tensor | None, exclude_self: bool) -> Tensor:
     try:
+        _checks.no_bools(t)
         value, index = _match(a, b, t, False, candidates, exclude_self)
     except Exception as error:
         explain(error, lambda: check_scores("cosine_scores", a, b, "bottom", t, candidates, exclude_self))
