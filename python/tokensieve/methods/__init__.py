@@ -7,10 +7,12 @@ from .atp_llava import ATPLLaVA
 from .ats import ATS
 from .avit import AViT
 from .base import BlockMethod, DecoderMethod, EncoderMethod, Method, Stage, TensorMethod
+from .chatunivi import ChatUniVi
 from .damro import DAMRO
 from .dart import DART
 from .diffrate import DiffRate
 from .divprune import DivPrune
+from .dpcknn import DPCKNN
 from .dynamicvit import DynamicViT
 from .dyvte import DyVTE
 from .evit import EViT
@@ -22,6 +24,9 @@ from .globalcom2 import GlobalCom2
 from .gsearch import GSearch, PSigmoid
 from .hired import HiRED
 from .ia_red2 import IARed2
+from .leopard import Leopard
+from .llava_ov_pool import LLaVAOneVision
+from .llavolta import LLaVolta
 from .lrs import LRS
 from .lscene import LSceneLLM
 from .mirage import MIRAGE
@@ -52,6 +57,7 @@ __all__ = [
     "ATS",
     "DAMRO",
     "DART",
+    "DPCKNN",
     "FEATHER",
     "LRS",
     "METHODS",
@@ -65,6 +71,7 @@ __all__ = [
     "BlockMethod",
     "BlockStep",
     "BlockView",
+    "ChatUniVi",
     "DecoderMethod",
     "DiffRate",
     "DivPrune",
@@ -79,7 +86,10 @@ __all__ = [
     "GlobalCom2",
     "HiRED",
     "IARed2",
+    "LLaVAOneVision",
+    "LLaVolta",
     "LSceneLLM",
+    "Leopard",
     "Method",
     "PSigmoid",
     "PiToMe",

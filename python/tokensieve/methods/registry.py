@@ -11,10 +11,12 @@ from .atp_llava import ATPLLaVA
 from .ats import ATS
 from .avit import AViT
 from .base import Method
+from .chatunivi import ChatUniVi
 from .damro import DAMRO
 from .dart import DART
 from .diffrate import DiffRate
 from .divprune import DivPrune
+from .dpcknn import DPCKNN
 from .dynamicvit import DynamicViT
 from .dyvte import DyVTE
 from .evit import EViT
@@ -26,6 +28,9 @@ from .globalcom2 import GlobalCom2
 from .gsearch import GSearch, PSigmoid
 from .hired import HiRED
 from .ia_red2 import IARed2
+from .leopard import Leopard
+from .llava_ov_pool import LLaVAOneVision
+from .llavolta import LLaVolta
 from .lrs import LRS
 from .lscene import LSceneLLM
 from .mirage import MIRAGE
@@ -92,6 +97,11 @@ _ALL: tuple[type[Method], ...] = (
     PruMergePlus,
     VisionZip,
     AIMMerge,
+    DPCKNN,
+    ChatUniVi,
+    LLaVolta,
+    LLaVAOneVision,
+    Leopard,
 )
 METHODS: dict[str, type[Method]] = {method.__name__: method for method in _ALL}
 

@@ -1,0 +1,27 @@
+"""dpcknn: densities, centres, clusters and weighted means of TCFormer's clustering, with the noise given and with padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokensieve.methods.dpcknn import density_peaks, merge_clusters
+
+from .base import Adapter, Case
+
+
+def _run(case: Case) -> dict[str, Any]:
+    p, x = case.params, case.inputs
+    masks = [x[name] for name in ("mask", "token_mask") if name in x]
+    peaks = density_peaks(x["x"], p["cluster_num"], p["k"], noise=x["noise"], mask=masks[0] > 0 if masks else None)
+    merged, share = merge_clusters(x["x"], peaks.labels, p["cluster_num"], x["token_score"])
+    return {
+        "density": peaks.density,
+        "delta": peaks.distance,
+        "centers": peaks.index,
+        "idx_cluster": peaks.labels,
+        "x_merged": merged,
+        "agg_weight": share,
+    }
+
+
+DPCKNN_SET = Adapter("dpcknn", ("x", "noise", "token_score", "mask", "token_mask"), _run, half=False)

@@ -1,0 +1,50 @@
+"""llavolta, llava_ov_pool and leopard: pooled sequences, frames and views."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from tokensieve.methods import Leopard, LLaVAOneVision
+from tokensieve.methods.leopard import space_to_depth
+from tokensieve.methods.llava_ov_pool import pool_grid
+from tokensieve.methods.llavolta import pool_image, pool_sequence
+
+from .base import Adapter, Case
+
+
+def _llavolta(case: Case) -> dict[str, Any]:
+    p, x = case.params, case.inputs
+    hidden, positions = pool_sequence(x["hidden"], x["position_ids"], p["images_idx"], p["VISUAL_LENGTH"], p["stride"])
+    return {
+        "hidden_out": hidden,
+        "position_ids_out": positions,
+        "image_features_out": pool_image(x["image_features"], p["stride"]),
+    }
+
+
+def _llava_ov_pool(case: Case) -> dict[str, Any]:
+    side, features = case.params["S"], case.inputs["features"]
+    out = {}
+    for kind in ("bilinear", "average", "max"):
+        to = LLaVAOneVision(stride=case.params["s"], kind=kind).side(side)
+        out[f"out_{kind}"] = pool_grid(features, (side, side), (to, to), kind)
+    return out
+
+
+def _leopard(case: Case) -> dict[str, Any]:
+    method = Leopard(tile=case.params["patch_size"])
+    sizes = [(wide, high) for wide, high in case.inputs["image_sizes"].tolist()]
+    tiles = method.tiles(sizes)
+    side = math.isqrt(case.inputs["features"].shape[1])
+    return {
+        "patch_counts": torch.tensor(tiles),
+        "resolutions": torch.tensor([method.canvas(size, count) for size, count in zip(sizes, tiles)]),
+        "shuffled": space_to_depth(case.inputs["features"], (side, side), method.block),
+    }
+
+
+LLAVOLTA = Adapter("llavolta", ("hidden", "position_ids", "image_features"), _llavolta, half=False)
+LLAVA_OV_POOL = Adapter("llava_ov_pool", ("features",), _llava_ov_pool, half=False)
+LEOPARD = Adapter("leopard", ("image_sizes", "features"), _leopard, half=False)
