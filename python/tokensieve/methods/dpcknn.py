@@ -67,8 +67,8 @@ def density_peaks(x: Tensor, clusters: int, k: int = 5, *, noise: Tensor | None 
     Returns:
         `Peaks`. A token without a denser one has the largest distance of its image. Labels are rows of index; a centre has its own.
 
-    Distances are Euclidean over sqrt(C), in float32 and without gradient, by `torch.cdist`: N x N of them are stored. Ties go to the lowest
-    index.
+    Distances are Euclidean over sqrt(C), in float32 and without gradient. All pairs come from products (N x N are stored); those that make
+    a density or a distance are computed again from differences, so equal tokens are at 0. Ties go to the lowest index.
 
     Example:
         >>> x = torch.tensor([[[0.0], [0.25], [5.0], [5.25], [6.0]]])
@@ -79,19 +79,33 @@ def density_peaks(x: Tensor, clusters: int, k: int = 5, *, noise: Tensor | None 
     require(1 <= clusters <= N, "density_peaks", f"clusters must be in [1, N={N}]", clusters)
     require(1 <= k <= N, "density_peaks", f"k must be in [1, N={N}]", k)
     with torch.no_grad():
-        tokens = x.float()
-        distance = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist") / math.sqrt(C)
+        tokens = x.float() - x.float().mean(1, keepdim=True)  # products lose what the tokens have in common
+        distance = torch.cdist(tokens, tokens, compute_mode="use_mm_for_euclid_dist") / math.sqrt(C)
+        distance.diagonal(dim1=1, dim2=2).zero_()
+        far = distance.max() + 1
         if mask is not None:
-            distance = torch.where(mask[:, None, :], distance, distance.max() + 1)
-        density = (-distance.topk(k, largest=False).values.square().mean(-1)).exp()
+            distance = torch.where(mask[:, None, :], distance, far)
+        near = distance.topk(k, largest=False).indices.flatten(1)
+        exact = _distances(tokens, near).view(B, N, k)
+        if mask is not None:
+            exact = torch.where(mask.gather(1, near).view(B, N, k), exact, far)
+        density = (-exact.square().mean(-1)).exp()
         density = density if noise is None else density + noise * 1e-6
         density = density if mask is None else density * mask
-        denser = density[:, None, :] > density[:, :, None]
-        nearest = torch.where(denser, distance, distance.flatten(1).amax(1)[:, None, None]).amin(-1)
+        most = distance.flatten(1).amax(1)[:, None]
+        found, at = torch.where(density[:, None, :] > density[:, :, None], distance, math.inf).min(-1)
+        nearest = torch.where(found == math.inf, most, torch.minimum(_distances(tokens, at), most))
         index = ops.select_topk(density * nearest, clusters, order="score")
         labels = ops.gather_tokens(distance, index).argmin(1)
         labels = labels.scatter(1, index, torch.arange(clusters, device=x.device).expand(B, -1))
     return Peaks(density, nearest, index, labels)
+
+
+def _distances(x: Tensor, index: Tensor) -> Tensor:
+    """From each token of x (B, N, C) to its tokens in index (B, N * k), by differences: exactly 0 between equal tokens. (B, N * k)."""
+    B, N, C = x.shape
+    others = ops.gather_tokens(x, index).view(B, N, -1, C)
+    return torch.linalg.vector_norm(others - x[:, :, None], dim=-1).flatten(1) / math.sqrt(C)
 
 
 def merge_clusters(x: Tensor, labels: Tensor, clusters: int, scores: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,8 @@ class Leopard(TensorMethod):
         tile: side of a tile, pixels.
         block: side of the square of tokens that become one, `block` ** 2 times as wide.
 
-    Tiles that truncation leaves over are not handed out, as in the official code.
+    Differs from the official code: a loop that would trim too many tiles is not here, because truncation never leaves too many. Tiles that
+    truncation leaves over are not handed out there either.
 
     Example:
         >>> Leopard().tiles([(1092, 728), (364, 364)]), Leopard().tiles([(3640, 3640)])
