@@ -25,8 +25,8 @@ class LLaVAOneVision(TensorMethod):
         newline: "grid", a newline token behind every row; "frame", behind every frame; "one_token", behind the video; "none".
         crops: whole crops' worth of tokens that an image of any resolution may have (anyres_max); above 1.1 times its side it is resized.
 
-    Differs from the official code: frames are never cast to NCHW in memory, and the two speeds of LLaVA-Video (every k-th frame pooled less)
-    are two calls.
+    Differs from the official code: frames are never cast to NCHW in memory, and the two speeds of LLaVA-Video (every k-th frame pooled
+    less) are two calls.
 
     Example:
         >>> LLaVAOneVision().side(27), LLaVAOneVision(kind="average").side(27), LLaVAOneVision().fit((135, 108), 27)
