@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -11,6 +12,7 @@ from reference import merge_methods as reference
 from tokensieve import ops
 from tokensieve.methods import (
     AIMMerge,
+    BlockMethod,
     BlockView,
     DiffRate,
     EViT,
@@ -137,17 +139,53 @@ def view_of(tokens: Tensor, key: Tensor, prefix: int = 1, **options: Any) -> Blo
     )  # fmt: skip
 
 
-def test_more_than_half_merges_half_and_warns_once() -> None:
-    method = ToMe(r=(70, 71))  # nobody else's: the warning is remembered
-    view = view_of(randn(0, 1, 10, 4), randn(1, 1, 2, 10, 4))
-    with pytest.warns(UserWarning, match=r"ToMe\(r=\(70, 71\).* more than half of its patches"):
-        step = method.step(view)
-    assert step is not None
-    assert step.tokens.shape[1] == 10 - 9 // 2
+@pytest.mark.parametrize(
+    ("method", "left"),  # fields that nobody else has: the warning is remembered
+    [
+        (ToMe(r=(70, 71)), 6),
+        (Turbo(r=(70, 72), threshold=3), 6),
+        (PiToMe(keep=0.31), 6),
+        (ToFu(keep=0.31), 6),
+        (AIMMerge(r=(70, 1)), 4),
+        (ToMeSD(ratio=0.91), 2),
+    ],
+    ids=repr,
+)
+def test_more_than_half_merges_half_and_warns_once(method: Any, left: int) -> None:
+    tokens, key = randn(0, 1, 10, 4), randn(1, 1, 2, 10, 4)
+
+    def run() -> int:
+        if isinstance(method, AIMMerge):
+            assert method.keep_count(10) == left
+            return aim_merge.merge_rounds(tokens, method.rounds(10))[0].shape[1]
+        if isinstance(method, ToMeSD):
+            plan = method.plan(tokens, (2, 5))
+            assert plan is not None
+            return plan.index.shape[1]
+        step = method.step(view_of(tokens, key))
+        assert step is not None
+        return step.tokens.shape[1]
+
+    rule = " asks to merge more than (half of its patches|all tokens but one)"
+    with pytest.warns(UserWarning, match=re.escape(repr(method)) + rule) as seen:
+        assert run() == left
+    assert len(seen) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        method.step(view)
-        assert method.step(view_of(randn(0, 1, 2, 4), randn(1, 1, 2, 2, 4))) is None
+        assert run() == left
+        if isinstance(method, BlockMethod):  # CLS and one patch: nothing to merge
+            assert method.step(view_of(tokens[:, :2], key[:, :, :2])) is None
+
+
+def test_no_warning_where_exactly_half_merges() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for method in (ToMe(r=4), Turbo(r=4, threshold=3), PiToMe(keep=0.5), ToFu(keep=0.5)):
+            step = method.step(view_of(randn(0, 1, 10, 4), randn(1, 1, 2, 10, 4)))
+            assert step is not None
+            assert step.tokens.shape[1] == 6
+        assert AIMMerge(r=(5, 2)).rounds(10) == (5, 2)
+        assert ToMeSD(ratio=0.75).plan(randn(0, 1, 16, 4), (4, 4)) is not None
 
 
 def test_equal_and_zero_tokens_stay_finite_and_in_order() -> None:
@@ -420,12 +458,12 @@ def test_visionzip_packs_crops_as_the_official_code() -> None:
     assert visionzip.pack(tokens, zipped, grid, side).flatten().tolist() == want
 
 
-@pytest.mark.parametrize(("N", "rounds"), [(16, (8, 4)), (17, (5, 9, 9)), (2, (1, 1)), (7, (0, 2))])
+@pytest.mark.parametrize(("N", "rounds"), [(16, (8, 4)), (17, (5, 6, 3)), (2, (1,)), (7, (0, 2))])
 def test_aim_like_the_paper(N: int, rounds: tuple[int, ...]) -> None:
     tokens = randn(N, 3, N, 6)
     merged, plans = aim_merge.merge_rounds(tokens, rounds)
     assert merged.shape[1] == AIMMerge(r=rounds).keep_count(N)
-    assert len(plans) == sum(r > 0 for r in rounds) or N == 2
+    assert len(plans) == sum(r > 0 for r in rounds)
     for b in range(3):
         torch.testing.assert_close(merged[b].double(), reference.aim(tokens[b].double(), rounds), atol=1e-6, rtol=1e-5)
 

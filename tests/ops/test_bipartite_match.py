@@ -134,6 +134,18 @@ def test_bipartite_match_equal_tokens_and_zero_tokens(device: str) -> None:
         torch.testing.assert_close(plan.similarity.cpu(), torch.full((1, 3), float(x[0, 0, 0])))
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_bipartite_match_large_values_do_not_overflow(dtype: torch.dtype, device: str) -> None:
+    """Values up to 32768: their squares and the sum of four heads are beyond float16. Up to 2 ** 61: squares are nearly beyond float32."""
+    large = 2.0**13 if dtype == torch.float16 else 2.0**59
+    x = rows(seeded(3), "signs", 2, 33, 16, dtype=dtype, device=device)
+    for metric, small in ((x * large, x), (x[:, None].expand(-1, 4, -1, -1) * large, x)):
+        got, want = ts.bipartite_match(metric, 9), ts.bipartite_match(small, 9)
+        assert_equal(got.index, want.index)
+        assert_equal(got.inverse, want.inverse)
+        torch.testing.assert_close(got.similarity, want.similarity, rtol=1e-5, atol=1e-6)
+
+
 def test_bipartite_match_empty_batch_and_tokens(device: str) -> None:
     assert ts.bipartite_match(torch.ones(0, 6, 4, device=device), 2).index.shape == (0, 4)
     assert ts.bipartite_match(torch.ones(2, 0, 4, device=device), 0).inverse.shape == (2, 0)
@@ -201,6 +213,9 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no heads": (lambda: ts.bipartite_match(torch.ones(2, 0, 10, 6), 0), ValueError, "metric must have at least one head"),
     "r negative": (lambda: ts.bipartite_match(X, -1), ValueError, r"r must be in \[0, 5\] \(half of the tokens behind keep\), got -1"),
     "r above half": (lambda: ts.bipartite_match(X, 6), ValueError, r"r must be in \[0, 5\] .* got 6"),
+    "r of one token": (lambda: ts.bipartite_match(X[:, :1], 1), ValueError, r"r must be in \[0, 0\] .* got 1"),
+    "r of no token": (lambda: ts.bipartite_match(X[:, :0], 1), ValueError, r"r must be in \[0, 0\] .* got 1"),
+    "r odd": (lambda: ts.bipartite_match(X[:, :9], 5), ValueError, r"r must be in \[0, 4\] .* got 5"),
     "r above half behind keep": (lambda: ts.bipartite_match(X, 5, keep=1), ValueError, r"r must be in \[0, 4\] .* got 5"),
     "r above S": (lambda: ts.bipartite_match(X, 6, sources=LIST, targets=LIST + 5), ValueError, r"r must be in \[0, 5\] \(S\), got 6"),
     "r float": (lambda: ts.bipartite_match(X, 1.5), TypeError, "r must be an int, got float"),

@@ -78,6 +78,20 @@ def test_merge_by_label_integers_and_empty_segments(device: str) -> None:
     assert_equal(total, torch.zeros(1, 4, device=device))
 
 
+def test_merge_by_label_half_precision_overflows_only_when_stored(device: str) -> None:
+    x = torch.full((1, 6, 3), 40000.0, dtype=torch.float16, device=device)
+    labels, w = torch.zeros(1, 6, dtype=torch.int64, device=device), torch.full((1, 6), 1000.0, device=device)
+    assert_equal(ts.merge_by_label(x, labels, 1)[0], x[:, :1])
+    out, total = ts.merge_by_label(x, labels, 1, weights=w)
+    assert_equal(out, x[:, :1])
+    assert float(total) == 6000.0
+    assert_equal(ts.merge_by_label(x, labels, 1, mode="sum")[0], torch.full_like(x[:, :1], torch.inf))
+    none = torch.full((1, 1), -1, device=device)
+    assert_equal(ts.fuse_dropped(x, w, none, normalize=True), x[:, :1])
+    assert_equal(ts.fuse_dropped(x, w / 6000, none), x[:, :1])
+    assert_equal(ts.fuse_dropped(x, w, none), torch.full_like(x[:, :1], torch.inf))
+
+
 @pytest.mark.parametrize(("B", "N", "rows"), [(0, 5, 3), (2, 5, 0), (2, 0, 3), (0, 0, 0)])
 def test_merge_by_label_empty(B: int, N: int, rows: int, device: str) -> None:
     for C in (4, 0):

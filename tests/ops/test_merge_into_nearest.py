@@ -106,6 +106,14 @@ def test_merge_into_nearest_ties_zero_rows_and_centres_alone(device: str) -> Non
         assert_equal(ts.merge_into_nearest(x, same, every, mode=mode).tensors, x)
 
 
+def test_merge_into_nearest_half_precision_overflows_only_when_stored(device: str) -> None:
+    x = torch.full((1, 6, 3), 40000.0, dtype=torch.float16, device=device)
+    center = torch.tensor([[2]], device=device)
+    for neighbors in (None, 4):
+        assert_equal(ts.merge_into_nearest(x, x, center, neighbors=neighbors, mode="mean").tensors, x[:, :1])
+        assert_equal(ts.merge_into_nearest(x, x, center, neighbors=neighbors, mode="sum").tensors, torch.full_like(x[:, :1], torch.inf))
+
+
 @pytest.mark.filterwarnings("ignore:Input #")
 def test_merge_into_nearest_opcheck_and_gradients_of_gradients(device: str) -> None:
     x = normal(seeded(1), 2, 6, 3, device=device).requires_grad_()

@@ -61,6 +61,15 @@ def test_trace_tokens_and_assignment_matrix_are_tomes_source_matrix(device: str)
     )
 
 
+def test_unmerge_tokens_gradient_of_half_precision_is_summed_in_float32(device: str) -> None:
+    x = torch.zeros(1, 1, 3, dtype=torch.float16, device=device, requires_grad=True)
+    plan = Plan(torch.tensor([[0]], device=device), torch.zeros(1, 4, dtype=torch.int64, device=device))
+    out = ts.unmerge_tokens(x, plan)
+    large = torch.tensor([40000.0, 40000.0, -40000.0, -30000.0], dtype=torch.float16, device=device)  # 80000 on the way is no float16
+    (gradient,) = torch.autograd.grad(out, x, large[None, :, None].expand_as(out).contiguous())
+    assert_equal(gradient, torch.full_like(x, 10000.0))
+
+
 def test_unmerge_and_trace_bad_input() -> None:
     with pytest.raises(ValueError, match=r"^tokensieve\.unmerge_tokens: inverse must be in \[-1, M=2\), got 2 at \(0, 5\)"):
         ts.unmerge_tokens(X[:, :2], PLAN)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import EncoderMethod, require, require_ints
+from .tome import capped
 from .views import ImageView
 
 
@@ -42,13 +43,18 @@ class AIMMerge(EncoderMethod):
         require(min(self.r, default=0) >= 0, self, "r must be 0 or more", self.r)
 
     def keep_count(self, candidates: int) -> int:
+        return candidates - sum(self.rounds(candidates))
+
+    def rounds(self, tokens: int) -> tuple[int, ...]:
+        """Tokens that leave in each round, of so many; at most half, with a warning the first time."""
+        leave: list[int] = []
         for r in self.r:
-            candidates -= min(r, candidates // 2)
-        return candidates
+            leave.append(capped(self, r, tokens - sum(leave), 0))
+        return tuple(leave)
 
     def select(self, view: ImageView) -> Tensor | None:
         assert view.projected is not None
-        plans = merge_rounds(view.projected, self.r)[1]
+        plans = merge_rounds(view.projected, self.rounds(view.projected.shape[1]))[1]
         if not plans:
             return None
         view.state["aim_merge"] = plans

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -164,6 +166,12 @@ def require_numbers(owner: object, **fields: object) -> None:
     for name, value in fields.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise TypeError(f"tokensieve.{type(owner).__name__}: {name} must be a number, got {value!r}")
+
+
+@cache
+def warn_once(method: Method, text: str) -> None:
+    """Warns the first time that a method (one of equal fields) meets what the text says."""
+    warnings.warn(f"tokensieve: {method} {text}", stacklevel=3)
 
 
 def require(condition: bool, owner: object, rule: str, got: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,7 @@ class DiffRate(BlockMethod):
 
     def step(self, view: BlockView) -> BlockStep | None:
         N = view.tokens.shape[1]
-        kept, merged = min(self.prune[view.block], N), min(self.merge[view.block], N)
+        kept, merged = index(min(self.prune[view.block], N)), index(min(self.merge[view.block], N))  # compiled too: `capped` in tome.py
         if merged >= N or merged <= view.prefix:
             return None
         done = prune_and_merge(view.tokens, view.cls_scores(), kept, merged, view.prefix, view.size)

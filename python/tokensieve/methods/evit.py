@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import index as host_int
 
 import torch
 from torch import Tensor
@@ -56,7 +57,8 @@ class EViT(BlockMethod):
 
     def keep_count(self, candidates: int) -> int:
         """Tokens kept of so many behind the prefix, without the fused one."""
-        return min(math.ceil(self.keep * candidates) if self.tokens is None else self.tokens, candidates)
+        wanted = math.ceil(self.keep * candidates) if self.tokens is None else self.tokens
+        return host_int(min(wanted, candidates))  # compiled too: see `capped` in tome.py
 
     def step(self, view: BlockView) -> BlockStep | None:
         k = self.keep_count(view.tokens.shape[1] - view.prefix)

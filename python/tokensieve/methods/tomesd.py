@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from .base import TensorMethod, require, require_ints, require_numbers
+from .base import TensorMethod, require, require_ints, require_numbers, warn_once
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,10 @@ class ToMeSD(TensorMethod):
         rows, columns = grid
         N, cells = x.shape[1], (rows // self.sy, columns // self.sx)
         require(rows * columns == N, self, f"grid must hold the N={N} tokens", grid)
-        r = min(int(N * self.ratio), N - cells[0] * cells[1])
+        wanted, most = int(N * self.ratio), N - cells[0] * cells[1]
+        if wanted > most and not torch.compiler.is_compiling():
+            warn_once(self, "asks to merge more than all tokens but one of each cell; these merge")
+        r = index(min(wanted, most))
         if r == 0 or 0 in cells:
             return None
         if offsets is None and self.random and x.shape[0] % 2 == 0:
