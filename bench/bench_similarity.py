@@ -1,4 +1,4 @@
-"""select_diverse, cosine_match and cosine_scores: DivPrune's picks, ToMe's halves, text against image tokens, Turbo's redundancy."""
+"""select_diverse, cluster_tokens, cosine_match and cosine_scores: DivPrune, DPC-KNN, ToMe's halves, text against image, Turbo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import tokensieve as ts
 import torch
-from reference import similarity
+from reference import density, similarity
 from torch import Tensor
 
 from . import cases, checks, peers
@@ -20,6 +20,8 @@ def build(settings: Settings) -> Iterator[Case]:
     for N, k, C in cases.DIVERSE_SIZES:
         yield _diverse(N, k, C, torch.float32, settings.device)
     yield _diverse(*cases.DIVERSE_SIZES[0], torch.bfloat16, settings.device)
+    for N, C in ((cases.SIGLIP.N, cases.SIGLIP.C), (cases.LLAVA_NEXT.R, cases.CLIP.C)):
+        yield _clusters(N, C, settings.device)
     for shape, C in ((cases.CLIP, cases.CLIP.D), (cases.SIGLIP, cases.SIGLIP.C)):
         yield _halves(shape.N, C, settings.device)
     yield _text(32, cases.LLAVA_NEXT.R, cases.LLAVA_NEXT.C, settings.device)
@@ -58,6 +60,39 @@ def _diverse(N: int, k: int, C: int, dtype: torch.dtype, device: str) -> Case:
         quick=N < 1000,
         targets=(Target(1.8 if N < 1000 else 2.5, "incremental eager"), *([Target(20, "eager code")] if N > 1000 else [])),
         skipped={"torch.compile": f"it unrolls the {k} picks"},
+    )
+
+
+def _clusters(N: int, C: int, device: str) -> Case:
+    """DPC-KNN: a quarter of the tokens as centres, and every token's cluster."""
+    K = N // 4
+
+    def inputs(seed: int) -> Inputs:  # around centres of their own, so that rounding decides nothing
+        near = cases.randn(seed, 1, N // 8 + 1, C, device=device).repeat_interleave(8, 1)[:, :N]
+        return (near + 0.4 * cases.randn(seed + 1, 1, N, C, device=device),)
+
+    def check(inputs: Inputs, output: tuple[Tensor, ...], ours: bool) -> str | None:
+        index, labels = (t.cpu() for t in output[:2])
+        d = density.distances(inputs[0])
+        own = d[0, index[0], :].gather(0, labels)[0]
+        if index[0].unique().numel() != K:
+            return f"{index[0].unique().numel()} centres, want {K}"
+        score = density.density(inputs[0], 5) * density.denser_distance(inputs[0], density.density(inputs[0], 5))
+        return checks.near(score[0, index[0]], score.topk(K).values[0], 1e-4) or checks.near(own, d[0, index[0]].amin(0), 1e-4)
+
+    return Case(
+        op="cluster_tokens",
+        case=f"{N} to {K}, C={C}",
+        dtype="f32",
+        inputs=inputs,
+        ours=lambda x: ts.cluster_tokens(x, K),
+        peers={"eager code": lambda x: peers.density_clusters(x, K, 5)},
+        compiled="eager code",
+        check=check,
+        bytes=N * C * 4 + N * 16,
+        flops=N * N * C + 2 * N * K * C,
+        quick=N < 1000,
+        targets=(Target(3, "eager code"),),
     )
 
 

@@ -196,6 +196,19 @@ def diverse_incremental(x: Tensor, k: int) -> Tensor:
     return picks[None]
 
 
+def density_clusters(x: Tensor, clusters: int, k: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(centres, labels) of DPC-KNN as published: the matrix of distances, and two more of who is denser."""
+    distance = torch.cdist(x, x) / math.sqrt(x.shape[2])
+    density = (-(distance.topk(k, dim=-1, largest=False).values ** 2).mean(-1)).exp()
+    density = density if noise is None else density + noise * 1e-6
+    denser = (density[:, None, :] > density[:, :, None]).type(x.dtype)
+    most = distance.flatten(1).max(-1).values[:, None, None]
+    nearest = (distance * denser + most * (1 - denser)).min(-1).values
+    index = (nearest * density).topk(clusters).indices
+    labels = distance.gather(1, index[..., None].expand(-1, -1, x.shape[1])).argmin(1)
+    return index, labels.scatter(1, index, torch.arange(clusters, device=x.device).expand(len(x), -1))
+
+
 def _matched(metric: Tensor, lists: Lists, cls: bool) -> tuple[Tensor, Tensor]:
     """(best similarity, its place among the targets), (B, S) both, from the whole matrix; CLS never merges."""
     x = unit(metric)

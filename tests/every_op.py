@@ -81,7 +81,10 @@ def similarity(x: Given) -> tuple[Tensor, ...]:
     scores = [ts.cosine_scores(few, all_, reduction=how, candidates=x.mask) for how in ("mean", "sum", "max", None)]
     lowest = ts.cosine_scores(all_, few, reduction="bottom", t=3)
     picks = ts.select_diverse(all_, K, candidates=x.mask, order="pick"), ts.select_diverse(few, 7, metric="euclidean")
-    return *matches, *scores, lowest, *picks
+    noise = x.scores.contiguous()
+    density = *ts.knn_density(few, 3), *ts.knn_density(all_, 40, noise=noise, mask=x.mask)
+    clusters = ts.cluster_tokens(all_, K, noise=noise)
+    return *matches, *scores, lowest, *picks, *density, *clusters, ts.nearest_center(few, x.ids[:, :5] % 20)
 
 
 def merging(x: Given) -> tuple[Tensor, ...]:

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import math
 
+import tokensieve as ts
 import torch
 from tokensieve import methods
-from tokensieve.methods import chatunivi, dpcknn, leopard, llava_ov_pool, llavolta
+from tokensieve.methods import chatunivi, leopard, llava_ov_pool, llavolta
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import cases
+from .. import cases, peers
 from ..harness import Case, Inputs, Settings
 from .plain import step
-
-
-def _eager_clusters(x: Tensor, clusters: int, k: int, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """(centres, labels) as the official code has them."""
-    distance = torch.cdist(x, x) / math.sqrt(x.shape[2])
-    density = (-(distance.topk(k, dim=-1, largest=False).values ** 2).mean(-1)).exp() + noise * 1e-6
-    denser = (density[:, None, :] > density[:, :, None]).type(x.dtype)
-    most = distance.flatten(1).max(-1).values[:, None, None]
-    nearest = (distance * denser + most * (1 - denser)).min(-1).values
-    index = (nearest * density).topk(clusters).indices
-    labels = distance.gather(1, index[..., None].expand(-1, -1, x.shape[1])).argmin(1)
-    return index, labels.scatter(1, index, torch.arange(clusters, device=x.device).expand(len(x), -1))
 
 
 def _eager_merge(x: Tensor, labels: Tensor, clusters: int) -> Tensor:
@@ -51,10 +40,10 @@ def _dpcknn(settings: Settings) -> Case:
     K = method.clusters(N)
 
     def ours(x: Tensor, noise: Tensor) -> tuple[Tensor]:
-        return (dpcknn.density_peaks(x, K, method.neighbors, noise=noise).index,)
+        return (ts.cluster_tokens(x, K, k=method.neighbors, noise=noise).index,)
 
     def eager(x: Tensor, noise: Tensor) -> tuple[Tensor]:
-        return (_eager_clusters(x, K, method.neighbors, noise)[0],)
+        return (peers.density_clusters(x, K, method.neighbors, noise)[0],)
 
     inputs = _tokens(settings.device, B, N, C)
     return step("DPCKNN", f"{N} to {K}, C={C}", inputs, ours, eager, nbytes=4 * B * N * (C + N), flops=2 * B * N * N * C)  # type: ignore[arg-type]
@@ -68,7 +57,7 @@ def _chatunivi(settings: Settings) -> Case:
         return (chatunivi.merge_levels(x, method, noise=(noise,)),)
 
     def eager(x: Tensor, noise: Tensor) -> tuple[Tensor]:
-        return (_eager_merge(x, _eager_clusters(x, 64, 5, noise)[1], 64),)
+        return (_eager_merge(x, peers.density_clusters(x, 64, 5, noise)[1], 64),)
 
     inputs = _tokens(settings.device, B, N, C)
     return step("ChatUniVi", f"{N} to 64, C={C}", inputs, ours, eager, nbytes=4 * B * N * (C + N), flops=2 * B * N * N * C)  # type: ignore[arg-type]

@@ -107,6 +107,8 @@ struct CpuBackend {
   static Status count(CountParams& p, const Tensor& like) { return run(count_plan_cpu, count_cpu, p, like); }
   static Status budget(const BudgetParams& p, const Tensor&) { return budget_cpu(p, level(), torch_threads); }
   static Status cosine(CosineParams& p, const Tensor& like) { return run(cosine_plan_cpu, cosine_cpu, p, like); }
+  static Status density(DensityParams& p, const Tensor& like) { return run(density_plan_cpu, density_cpu, p, like); }
+  static Status nearest(NearestParams& p, const Tensor& like) { return run(nearest_plan_cpu, nearest_cpu, p, like); }
   static Status diverse(DiverseParams& p, const Tensor& like) { return run(diverse_plan_cpu, diverse_cpu, p, like); }
   static Status match(MatchParams& p, const Tensor& like) { return run(match_plan_cpu, match_cpu, p, like); }
   static Status samples(SamplesParams& p, const Tensor& like) { return run(samples_plan_cpu, samples_cpu, p, like); }
@@ -165,6 +167,8 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, m) {
   m.impl("cosine_match", TORCH_BOX(&cosine_match<CpuBackend>));
   m.impl("cosine_scores", TORCH_BOX(&cosine_scores<CpuBackend>));
   m.impl("bipartite_match", TORCH_BOX(&bipartite_match<CpuBackend>));
+  m.impl("knn_density", TORCH_BOX(&knn_density<CpuBackend>));
+  m.impl("nearest_center", TORCH_BOX(&nearest_center<CpuBackend>));
   m.impl("select_diverse", TORCH_BOX(&select_diverse<CpuBackend>));
 }
 

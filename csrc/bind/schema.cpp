@@ -51,6 +51,8 @@ STABLE_TORCH_LIBRARY(tokensieve, m) {
         ", bool keep_outside) -> (Tensor[], Tensor, Tensor)");
   m.def("cosine_match(Tensor a, Tensor b, SymInt k, bool largest, Tensor? candidates, bool exclude_self) -> (Tensor, Tensor)");
   m.def("cosine_scores(Tensor a, Tensor b, int reduction, Tensor? candidates, bool exclude_self) -> Tensor");
+  m.def("knn_density(Tensor x, SymInt k, Tensor? noise, Tensor? mask) -> (Tensor, Tensor)");
+  m.def("nearest_center(Tensor x, Tensor centers) -> Tensor");
   m.def("select_diverse(Tensor x, SymInt k, Tensor? candidates, Tensor? first, int metric, int order) -> Tensor");
   m.def(
       "bipartite_match(Tensor metric, SymInt r, SymInt prefix, Tensor? sources, Tensor? targets, Tensor? keep, Tensor? bias, "

@@ -1,10 +1,12 @@
 // The similarity family, once for both back ends: check, allocate, fill parameters, call the launcher. No arithmetic.
 #pragma once
 
+#include <algorithm>
 #include <tuple>
 
 #include "bind/arguments.h"
 #include "similarity/cosine.h"
+#include "similarity/density.h"
 #include "similarity/diverse.h"
 
 namespace tokensieve::bind {
@@ -97,6 +99,48 @@ Tensor select_diverse(const Tensor& x, int64_t k, const OptionalTensor& candidat
   p.index = static_cast<int64_t*>(index.mutable_data_ptr());
   raise(op, Backend::diverse(p, x));
   return index;
+}
+
+template <typename Backend>
+std::tuple<Tensor, Tensor> knn_density(const Tensor& x, int64_t k, const OptionalTensor& noise, const OptionalTensor& mask) {
+  const char* op = "knn_density";
+  typename Backend::Guard guard(x);
+  check_rank(op, "x", x, 3, "(B, N, C)");
+  check_last_contiguous(op, "x", x);
+  DensityParams p;
+  p.B = x.size(0), p.N = x.size(1), p.C = x.size(2), p.k = k;
+  if (k < 1 || k > std::max(p.N, int64_t{1})) fail(op, "k must be in [1, N=", p.N, "], got ", k);
+  p.dtype = kernel_dtype(op, "x", x);
+  p.x = x.const_data_ptr();
+  for (int i = 0; i < 2; ++i) p.x_stride[i] = x.stride(i);
+  p.noise = static_cast<const float*>(checked_dense(op, "noise", noise, x, ScalarType::Float, {p.B, p.N}));
+  p.mask = token_mask(op, "mask", mask, x, p.mask_stride);
+  Tensor density = allocate_like(x, {p.B, p.N}, aoti_torch_dtype_float32());
+  Tensor distance = allocate_like(x, {p.B, p.N}, aoti_torch_dtype_float32());
+  p.density = static_cast<float*>(density.mutable_data_ptr());
+  p.distance = static_cast<float*>(distance.mutable_data_ptr());
+  raise(op, Backend::density(p, x));
+  return {density, distance};
+}
+
+template <typename Backend>
+Tensor nearest_center(const Tensor& x, const Tensor& centers) {
+  const char* op = "nearest_center";
+  typename Backend::Guard guard(x);
+  check_rank(op, "x", x, 3, "(B, N, C)");
+  check_last_contiguous(op, "x", x);
+  NearestParams p;
+  p.B = x.size(0), p.N = x.size(1), p.C = x.size(2);
+  check_rank(op, "centers", centers, 2, "(B, K)");
+  p.K = centers.size(1);
+  p.dtype = kernel_dtype(op, "x", x);
+  p.x = x.const_data_ptr();
+  for (int i = 0; i < 2; ++i) p.x_stride[i] = x.stride(i);
+  p.centers = static_cast<const int64_t*>(checked_dense(op, "centers", centers, x, ScalarType::Long, {p.B, p.K}));
+  Tensor labels = allocate_like(x, {p.B, p.N}, aoti_torch_dtype_int64());
+  p.labels = static_cast<int64_t*>(labels.mutable_data_ptr());
+  raise(op, Backend::nearest(p, x));
+  return labels;
 }
 
 }  // namespace tokensieve::bind

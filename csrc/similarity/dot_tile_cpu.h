@@ -140,7 +140,7 @@ TS_INLINE Vec inverse_norm(Vec squares) {
 }
 
 // Scales every row of a packed panel; returns its new sums of squares.
-static Vec scale_panel(float* panel, int64_t C, Vec factor) {
+[[maybe_unused]] static Vec scale_panel(float* panel, int64_t C, Vec factor) {
   Vec squares = zero();
   for (int64_t d = 0; d < C; d += kDims) {
     Vec part = zero();

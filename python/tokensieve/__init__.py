@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import methods, ops, schedules
 from ._version import __version__
 from .ops import (
+    Clusters,
     Merged,
     MergePlan,
     Nearest,
@@ -20,6 +21,7 @@ from .ops import (
     attention_pagerank,
     attention_scores,
     bipartite_match,
+    cluster_tokens,
     complement_index,
     cosine_match,
     cosine_scores,
@@ -27,9 +29,11 @@ from .ops import (
     fuse_dropped,
     gather_tokens,
     gather_tokens_out,
+    knn_density,
     merge_by_label,
     merge_into_nearest,
     merge_tokens,
+    nearest_center,
     pack_tokens,
     pool_scores,
     prune_tokens,
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
 
 # attach, detach and sieve are not in it: they come on first use
 __all__ = [
+    "Clusters",
     "MergePlan",
     "Merged",
     "Nearest",
@@ -67,6 +72,7 @@ __all__ = [
     "attention_pagerank",
     "attention_scores",
     "bipartite_match",
+    "cluster_tokens",
     "complement_index",
     "cosine_match",
     "cosine_scores",
@@ -74,10 +80,12 @@ __all__ = [
     "fuse_dropped",
     "gather_tokens",
     "gather_tokens_out",
+    "knn_density",
     "merge_by_label",
     "merge_into_nearest",
     "merge_tokens",
     "methods",
+    "nearest_center",
     "ops",
     "pack_tokens",
     "pool_scores",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import tokensieve as ts
 from tokensieve.methods import ChatUniVi
 from tokensieve.methods.chatunivi import cluster_count
-from tokensieve.methods.dpcknn import density_peaks, merge_clusters
+from tokensieve.methods.dpcknn import merge_clusters
 
 from .base import Adapter, Case
 
@@ -15,7 +16,7 @@ def _run(case: Case) -> dict[str, Any]:
     p, x = case.params, case.inputs
     method = ChatUniVi(levels=(p["ratio"],), neighbors=(p["k"],))
     clusters = cluster_count(p["ratio"], x["x"].shape[1])
-    peaks = density_peaks(x["x"], clusters, method.neighbors_of(0, clusters), noise=x["noise"])
+    peaks = ts.cluster_tokens(x["x"], clusters, k=method.neighbors_of(0, clusters), noise=x["noise"])
     return {
         "density": peaks.density,
         "score": peaks.density * peaks.distance,

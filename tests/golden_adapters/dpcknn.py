@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokensieve.methods.dpcknn import density_peaks, merge_clusters
+import tokensieve as ts
+from tokensieve.methods.dpcknn import merge_clusters
 
 from .base import Adapter, Case
 
@@ -12,7 +13,7 @@ from .base import Adapter, Case
 def _run(case: Case) -> dict[str, Any]:
     p, x = case.params, case.inputs
     masks = [x[name] for name in ("mask", "token_mask") if name in x]
-    peaks = density_peaks(x["x"], p["cluster_num"], p["k"], noise=x["noise"], mask=masks[0] > 0 if masks else None)
+    peaks = ts.cluster_tokens(x["x"], p["cluster_num"], k=p["k"], noise=x["noise"], mask=masks[0] > 0 if masks else None)
     merged, share = merge_clusters(x["x"], peaks.labels, p["cluster_num"], x["token_score"])
     return {
         "density": peaks.density,

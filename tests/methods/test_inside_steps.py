@@ -38,7 +38,7 @@ def attention(query: Tensor, key: Tensor, visible: Tensor | None = None, tempera
         (lambda: methods.FEATHER(stride=-1), "stride must be 0 or more"),
         (lambda: methods.SparseVLM(budget=(3,)), "one count for each of 3 layers"),
         (lambda: methods.SparseVLM(recycle=1.5), r"recycle must be in \[0, 1\]"),
-        (lambda: sparsevlm.merge_dropped(torch.zeros(1, 3, 2), 4), r"clusters must be in \[1, 3\]"),
+        (lambda: sparsevlm.merge_dropped(torch.zeros(1, 3, 2), 4), r"clusters must be in \[1, N=3\]"),
         (lambda: methods.AIM(temperature=0.0), "temperature must be positive"),
         (lambda: methods.AIM(step=0.0), r"step must be in \(0, 1\]"),
         (lambda: methods.AIM(variant="drop"), "variant must be 'mask' or 'compact'"),

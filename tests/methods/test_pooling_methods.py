@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable
 
 import pytest
+import tokensieve as ts
 import torch
 from reference.inputs import normal, seeded
 from tokensieve.methods import DPCKNN, ChatUniVi, Leopard, LLaVAOneVision, LLaVolta
 from tokensieve.methods.chatunivi import cluster_count, frame_events, merge_levels
-from tokensieve.methods.dpcknn import density_peaks, merge_clusters
+from tokensieve.methods.dpcknn import merge_clusters
 from tokensieve.methods.leopard import space_to_depth
 from tokensieve.methods.llava_ov_pool import pool_frames, pool_grid
 from tokensieve.methods.llavolta import pool_image, pool_sequence
@@ -38,12 +39,12 @@ def peaks_by_loops(
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_density_peaks_against_loops(padded: bool) -> None:
+def test_clusters_against_loops(padded: bool) -> None:
     for seed, (N, C, clusters, k) in enumerate([(12, 3, 3, 3), (31, 8, 9, 5), (40, 5, 1, 4), (7, 2, 7, 7)]):
         x = normal(seeded(seed), 2, N, C)
         noise = torch.rand(2, N, generator=seeded(seed + 1))
         mask = torch.arange(N) < torch.tensor([[N], [max(N - 3, clusters)]]) if padded else torch.ones(2, N).bool()
-        got = density_peaks(x, clusters, k, noise=noise, mask=mask if padded else None)
+        got = ts.cluster_tokens(x, clusters, k=k, noise=noise, mask=mask if padded else None)
         for b, (density, nearest, index, labels) in enumerate(peaks_by_loops(x, clusters, k, noise, mask)):
             assert got.index[b].tolist() == index, f"{seed} {b}"
             assert got.density[b].tolist() == pytest.approx(density, rel=1e-5)
@@ -52,8 +53,8 @@ def test_density_peaks_against_loops(padded: bool) -> None:
             assert [got.labels[b, i].item() for i in real] == [labels[i] for i in real]
 
 
-def test_density_peaks_of_equal_tokens_takes_the_lowest() -> None:
-    got = density_peaks(torch.ones(1, 6, 4), 2, 3)
+def test_clusters_of_equal_tokens_takes_the_lowest() -> None:
+    got = ts.cluster_tokens(torch.ones(1, 6, 4), 2, k=3)
     assert got.index.tolist() == [[0, 1]]
     assert got.labels.tolist() == [[0, 1, 0, 0, 0, 0]]
     assert got.density.tolist() == [[1.0] * 6]
@@ -79,9 +80,9 @@ def test_chat_univi_levels_and_events() -> None:
     x = normal(seeded(5), 2, 20, 6).requires_grad_()
     method = ChatUniVi(levels=(8, 0.5), neighbors=(5, 3))
     out = merge_levels(x, method)
-    first = density_peaks(x, 8, 5)
+    first = ts.cluster_tokens(x, 8, k=5)
     level = merge_clusters(x, first.labels, 8)[0]
-    second = merge_clusters(level, density_peaks(level, 4, 3).labels, 4)[0]
+    second = merge_clusters(level, ts.cluster_tokens(level, 4, k=3).labels, 4)[0]
     assert torch.equal(out, torch.cat([level, second], 1))
     out.sum().backward()
     assert x.grad is not None
@@ -199,8 +200,6 @@ X = torch.zeros(1, 6, 4)
         (lambda: LLaVAOneVision(kind="cubic"), "kind must be one of bilinear, average, max, got 'cubic'"),
         (lambda: LLaVAOneVision(newline="row"), "newline must be one of grid, frame, one_token, none, got 'row'"),
         (lambda: Leopard(tile=0), "Leopard: tile must be 1 or more, got 0"),
-        (lambda: density_peaks(X, 7), r"density_peaks: clusters must be in \[1, N=6\], got 7"),
-        (lambda: density_peaks(X, 2, 7), r"density_peaks: k must be in \[1, N=6\], got 7"),
         (lambda: pool_sequence(X, torch.arange(6)[None], [[4]], 3, 2), "pool_sequence: images must end inside the 6 tokens"),
         (lambda: pool_sequence(X, torch.arange(6)[None], [[2, 1]], 2, 2), "pool_sequence: images must be in order"),
         (lambda: pool_sequence(X, torch.arange(6)[None], [], 2, 2), "pool_sequence: images must have a list for each of 1 samples"),

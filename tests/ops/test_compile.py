@@ -94,7 +94,8 @@ def test_compile_similarity(device: str) -> None:
         scores = [ts.cosine_scores(x, y, reduction=how, candidates=visible) for how in ("mean", "max", None)]
         bottom = ts.cosine_scores(y, y, reduction="bottom", t=2, exclude_self=True)
         picks = ts.select_diverse(y + 1, k, candidates=visible, first=first, order="pick")
-        return value + 1, index, lowest, *scores, bottom, picks, ts.select_diverse(x, 3, metric="euclidean")
+        clusters = ts.cluster_tokens(y * 2, k, k=3, mask=visible)
+        return value + 1, index, lowest, *scores, bottom, picks, ts.select_diverse(x, 3, metric="euclidean"), *clusters
 
     function = compiled(similar)
     for B, _, L, N, _, C, k in SHAPES:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tokensieve as ts
 import torch
-from reference import inputs, similarity
+from reference import density, inputs, similarity
 from reference.compare import assert_equal, assert_scores
 from reference.inputs import FLOATS, integer, log_uniform, normal, seeded
 from reference.ops import gather_tokens, prune_tokens, select_topk
@@ -198,6 +198,31 @@ def test_fuzz_select_diverse(device: str) -> None:
             first = torch.randint(-1, N, (B,), generator=generator).to(device)
             got = ts.select_diverse(x, min(k, N // 19), first=first, **options)
             assert_equal(got, similarity.select_diverse(x, min(k, N // 19), first=first, **options), f"first {first.tolist()} {what}")
+
+
+def test_fuzz_knn_density(device: str) -> None:
+    for seed in range(SEED, SEED + CASES):
+        generator = seeded(seed)
+        B, N = integer(generator, 1, 3), log_uniform(generator, 1, 300)
+        x, _ = random_rows(generator, B, N, device)
+        k = integer(generator, 1, min(N, 9) if chance(generator, 0.7) else N)
+        noise = torch.rand(B, N, generator=generator).to(device) if chance(generator, 0.5) else None
+        mask = similarity.random_mask(seed, B, N, 0.7).to(device) if chance(generator, 0.4) else None
+        what = describe(seed, x, k=k, noise=noise is not None, mask=mask is not None)
+        got, distance = ts.knn_density(x, k, noise=noise, mask=mask)
+        torch.testing.assert_close(
+            got.cpu().double(), density.density(x, k, noise, mask), rtol=1e-4, atol=1e-6, msg=lambda m, what=what: f"{what}: {m}"
+        )
+        want = density.denser_distance(x, got, mask, noise is None)
+        torch.testing.assert_close(distance.cpu().double(), want, rtol=1e-4, atol=1e-5, msg=lambda m, what=what: f"{what}: {m}")
+        centers = torch.randint(-1, N, (B, integer(generator, 0, 20)), generator=generator).to(device)
+        labels, d = ts.nearest_center(x, centers).cpu(), density.distances(x)
+        best = density.nearest_center(x, centers)
+        assert_equal(labels < 0, best < 0, what)
+        if centers.shape[1]:
+            at = centers.cpu().clamp(min=0)
+            reached, least = (d.gather(2, at.gather(1, t.clamp(min=0))[..., None]) for t in (labels, best))
+            assert bool((reached <= least * (1 + 1e-4) + 1e-3).all()), what
 
 
 def test_hypothesis_select_topk_any_floats() -> None:

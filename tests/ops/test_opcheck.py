@@ -66,5 +66,8 @@ def test_opcheck_similarity(dtype: torch.dtype, device: str) -> None:
     check(ops.cosine_match, b.clone().requires_grad_(), b, 5, False, mask, True)
     for reduction in (1, 2, 3, 4):
         check(ops.cosine_scores, a.clone().requires_grad_(), b, reduction, mask, False)
+    check(ops.knn_density, b, 3, None, None)
+    check(ops.knn_density, b.clone().requires_grad_(), 20, torch.rand(2, 20, device=device), mask)
+    check(ops.nearest_center, b, torch.tensor([[3, 1], [-1, 0]], device=device))
     check(ops.select_diverse, b, 7, None, None, 0, 0)
     check(ops.select_diverse, b.clone().requires_grad_(), 12, mask, first, 1, 1)

@@ -51,6 +51,8 @@ SCHEMAS = {
     "cosine_scores": "(Tensor a, Tensor b, int reduction, Tensor? candidates, bool exclude_self) -> Tensor",
     "bipartite_match": "(Tensor metric, SymInt r, SymInt prefix, Tensor? sources, Tensor? targets, Tensor? keep, Tensor? bias, "
     "Tensor? candidates, int order) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "knn_density": "(Tensor x, SymInt k, Tensor? noise, Tensor? mask) -> (Tensor, Tensor)",
+    "nearest_center": "(Tensor x, Tensor centers) -> Tensor",
     "select_diverse": "(Tensor x, SymInt k, Tensor? candidates, Tensor? first, int metric, int order) -> Tensor",
     "cpu_level": "() -> int",
     "best_cpu_level": "() -> int",

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import ops
 from .base import TensorMethod, require, require_ints, require_numbers
-from .dpcknn import density_peaks, merge_clusters
+from .dpcknn import merge_clusters
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def merge_levels(x: Tensor, method: ChatUniVi, *, noise: tuple[Tensor, ...] | No
     """All levels of every image, one after the other, clusters by falling centre score.
 
     Args:
-        x: (B, N, C) tokens, a float dtype; noise: for each level (B, tokens of the level before) in [0, 1), as in `density_peaks`.
+        x: (B, N, C) tokens, a float dtype; noise: for each level (B, tokens of the level before) in [0, 1), as in `cluster_tokens`.
 
     Returns:
         (B, sum of the levels, C) of x's dtype. Gradients go to x.
@@ -87,8 +88,8 @@ def merge_levels(x: Tensor, method: ChatUniVi, *, noise: tuple[Tensor, ...] | No
     for level, ratio in enumerate(method.levels):
         clusters = cluster_count(ratio, x.shape[1])
         k = min(method.neighbors_of(level, clusters), x.shape[1])
-        peaks = density_peaks(x, clusters, k, noise=None if noise is None else noise[level])
-        x = merge_clusters(x, peaks.labels, clusters)[0]
+        labels = ops.cluster_tokens(x.detach(), clusters, k=k, noise=None if noise is None else noise[level]).labels
+        x = merge_clusters(x, labels, clusters)[0]
         out.append(x)
     return torch.cat(out, 1)
 
@@ -110,7 +111,7 @@ def frame_events(frames: Tensor, method: ChatUniVi, *, noise: Tensor | None = No
     T = frames.shape[1]
     events = method.event_count(T)
     k = min(method.neighbors_of(0, events), T)
-    labels = density_peaks(frames.mean(2), events, k, noise=noise).labels
+    labels = ops.cluster_tokens(frames.mean(2), events, k=k, noise=noise).labels
     same = labels[:, :, None] == labels[:, None, :]
     first = same.int().argmax(2)  # the first frame of each frame's event
     begins = first == torch.arange(T, device=labels.device)

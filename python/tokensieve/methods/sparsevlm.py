@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -146,30 +145,6 @@ class SparseVLM(DecoderMethod):
 
 
 def merge_dropped(hidden: Tensor, clusters: int, *, noise: Tensor | None = None) -> Tensor:
-    """Recycled tokens, clustered by density and averaged (DPC-KNN): (B, R, C), most attended first -> (B, clusters, C), centre by centre.
-
-    Args:
-        hidden: (B, R, C) hidden states; clusters: 1 to R; noise: (B, R) in [0, 1), times 1e-6 added to the densities.
-
-    Distances in float32, ties to the lowest index, clusters by falling centre score.
-
-    Example:
-        >>> merge_dropped(torch.tensor([[[0.0], [2.0]]]), 1)
-        tensor([[[1.0000]]])
-    """
-    B, R, C = hidden.shape
-    require(1 <= clusters <= R, "merge_dropped", f"clusters must be in [1, {R}]", clusters)
-    x = hidden.float()
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / math.sqrt(C)
-    density = (-distance.topk(clusters, largest=False).values.square().mean(-1)).exp()
-    if noise is not None:
-        density = density + noise * 1e-6
-    earlier = torch.ones(R, R, dtype=torch.bool, device=x.device).tril(-1)  # two nearest neighbours are equally dense: the first leads
-    denser = (density[:, None, :] > density[:, :, None]) | ((density[:, None, :] == density[:, :, None]) & earlier)
-    delta = torch.where(denser, distance, distance.flatten(1).amax(1)[:, None, None]).amin(-1)
-    centres = ops.select_topk(density * delta, clusters, order="score")
-    nearest = ops.gather_tokens(distance, centres).argmin(1)  # (B, R)
-    nearest = nearest.scatter(1, centres, torch.arange(clusters, device=x.device).expand(B, -1))
-    member = torch.nn.functional.one_hot(nearest, clusters).float()  # (B, R, clusters)
-    merged = member.transpose(1, 2) @ x / (member.sum(1)[..., None] + 1e-6)
-    return merged.to(hidden.dtype)
+    """Recycled tokens (B, R, C), most attended first, as means of their clusters: (B, clusters, C), by falling score of the centre."""
+    labels = ops.cluster_tokens(hidden, clusters, k=clusters, noise=noise).labels
+    return ops.merge_by_label(hidden, labels, clusters, epsilon=1e-6)[0]

@@ -4,6 +4,7 @@ from .. import _load  # noqa: F401  (registers the C++ ops that the modules belo
 from ._debug import debug_checks
 from .budget import allocate_budget
 from .complement import complement_index
+from .density import Clusters, cluster_tokens, knn_density, nearest_center
 from .diverse import select_diverse
 from .gather import gather_tokens, gather_tokens_out
 from .lse import attention_lse
@@ -24,6 +25,7 @@ from .select import select_topk
 from .similarity import cosine_match, cosine_scores
 
 __all__ = [
+    "Clusters",
     "MergePlan",
     "Merged",
     "Nearest",
@@ -36,6 +38,7 @@ __all__ = [
     "attention_pagerank",
     "attention_scores",
     "bipartite_match",
+    "cluster_tokens",
     "complement_index",
     "cosine_match",
     "cosine_scores",
@@ -43,9 +46,11 @@ __all__ = [
     "fuse_dropped",
     "gather_tokens",
     "gather_tokens_out",
+    "knn_density",
     "merge_by_label",
     "merge_into_nearest",
     "merge_tokens",
+    "nearest_center",
     "pack_tokens",
     "pool_scores",
     "prune_tokens",
