@@ -126,6 +126,8 @@ struct CudaBackend {
   }
 
   static Status cosine(CosineParams& p, const Tensor& like) { return run(cosine_plan_cuda, cosine_cuda, p, like); }
+  static Status density(DensityParams& p, const Tensor& like) { return run(density_plan_cuda, density_cuda, p, like); }
+  static Status nearest(NearestParams& p, const Tensor& like) { return run(nearest_plan_cuda, nearest_cuda, p, like); }
   static Status diverse(DiverseParams& p, const Tensor& like) { return run(diverse_plan_cuda, diverse_cuda, p, like); }
   static Status match(MatchParams& p, const Tensor& like) { return run(match_plan_cuda, match_cuda, p, like); }
 
@@ -192,6 +194,8 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("cosine_match", TORCH_BOX(&cosine_match<CudaBackend>));
   m.impl("cosine_scores", TORCH_BOX(&cosine_scores<CudaBackend>));
   m.impl("bipartite_match", TORCH_BOX(&bipartite_match<CudaBackend>));
+  m.impl("knn_density", TORCH_BOX(&knn_density<CudaBackend>));
+  m.impl("nearest_center", TORCH_BOX(&nearest_center<CudaBackend>));
   m.impl("select_diverse", TORCH_BOX(&select_diverse<CudaBackend>));
 }
 

@@ -19,7 +19,6 @@ struct DensityParams {
   float* density = nullptr;       // [B, N]
   float* distance = nullptr;      // [B, N], to the nearest denser token
   void* workspace = nullptr;      // plan.workspace_bytes, 64-byte aligned, contents undefined
-  int32_t* semaphores = nullptr;  // CUDA only: plan.num_semaphores, zero on entry, left zero on exit
   int64_t B = 0, N = 0, C = 0, k = 0;
   int64_t x_stride[2] = {};  // B, row
   int64_t mask_stride = 0;
@@ -48,7 +47,7 @@ struct NearestParams {
 struct DensityPlan {
   bool store_distances = true;  // the N x N matrix of an image in the workspace; else strips of rows, computed twice
   int64_t workspace_bytes = 0;
-  int64_t num_semaphores = 0;  // CUDA
+  int64_t strip_rows = 0;  // CUDA: rows of the matrix of one image in hand, where not all of it is stored
   int64_t bytes_moved = 0;
   int64_t flops = 0;
 };

@@ -41,7 +41,9 @@ Status launch(const DiverseParams& p, const DiversePlan& plan, void* stream) {
   const size_t shared = similarity::kTileBytes;
   const int64_t per_image = plan.store_distances ? int64_t{a.tiles} * a.tiles : a.tiles;
   if (p.B * per_image > 0x7fffffff || p.B * a.step_blocks > 0x7fffffff) return Status::error("select_diverse: more than 2^31 - 1 blocks");
-  Status status = simt::launch(gram_kernel<T>, blocks_of(p.B * per_image), block, shared, stream, a, !plan.store_distances);
+  const similarity::Gram gram = {p.x, p.x_stride[0], p.x_stride[1], p.N,   p.C, plan.store_distances ? a.dots : nullptr, a.squares,
+                                 0,   a.tiles,       a.tiles,       a.wide};
+  Status status = simt::launch(similarity::gram_kernel<T>, blocks_of(p.B * per_image), block, shared, stream, gram);
   if (plan.store_distances) {
     if (status.ok()) status = simt::launch(nearest_kernel, blocks_of(ceil_div(p.B * p.N, similarity::kWarps)), block, 0, stream, a);
     return status.ok() ? pick(a, plan, stream) : status;

@@ -1,7 +1,7 @@
 // select_diverse: greedy max-min selection (DivPrune, arXiv 2503.02175; farthest point sampling), the exact answer of the O(K^2 N) loop.
 //
 // In: x [B, N, C], optional candidates [B, N], first [B]. Out: index int64 [B, K].
-// Algorithm: (1) gram_kernel: dot products of every pair of 64-token tiles i <= j (tile.cuh), written to both places of an N x N matrix,
+// Algorithm: (1) gram_kernel (gram.cuh): dot products of every pair of 64-token tiles i <= j, written to both places of an N x N matrix,
 //   the diagonal apart; (2) nearest_kernel, where a first pick has to be found: distance to the nearest other token, a warp a row;
 //   (3) pick_kernel, one block an image: every thread owns up to 8 tokens and the distance of each to its nearest pick. A round reads the
 //   matrix rows of the newest picks once, then picks lazily: distances only fall, so the best token of each warp is a candidate, and the
@@ -17,7 +17,7 @@
 #pragma once
 
 #include "similarity/diverse_args.h"
-#include "similarity/tile.cuh"
+#include "similarity/gram.cuh"
 
 namespace tokensieve {
 namespace diverse {
@@ -59,36 +59,6 @@ __device__ __forceinline__ uint64_t key_of(float distance, int64_t n) {
 }
 __device__ __forceinline__ int64_t token_of(uint64_t key) { return static_cast<int64_t>(0xffffffffu - static_cast<uint32_t>(key)); }
 __device__ __forceinline__ float distance_of(uint64_t key) { return __uint_as_float(static_cast<uint32_t>(key >> 32)); }
-
-// ---- (1) dot products ------------------------------------------------------------------------------------------------------------------
-template <typename T>
-__global__ void __launch_bounds__(kThreads) gram_kernel(const Args a, const bool diagonal_only) {
-  SIMT_DYN_SHARED(unsigned char, shared);
-  const DiverseParams& p = a.p;
-  const int per_image = diagonal_only ? a.tiles : a.tiles * a.tiles;
-  const int64_t b = blockIdx.x / per_image;
-  const int at = static_cast<int>(blockIdx.x % per_image);
-  const int ti = diagonal_only ? at : at / a.tiles, tj = diagonal_only ? at : at % a.tiles;
-  if (ti > tj) return;
-  const T* base = static_cast<const T*>(p.x) + b * p.x_stride[0];
-  float acc[8][4];
-  similarity::tile_dots<T>(acc, shared, {base, p.x_stride[1], int64_t{ti} * kTile, p.N, a.wide},
-                           {base, p.x_stride[1], int64_t{tj} * kTile, p.N, a.wide}, p.C);
-  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const int64_t first = int64_t{ti} * kTile + static_cast<int>(threadIdx.x) / 32 * 16 + g;
-#pragma unroll
-  for (int n = 0; n < 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t row = first + 8 * (i / 2), column = int64_t{tj} * kTile + 8 * n + 2 * t + i % 2;
-      if (row > column || column >= p.N) continue;
-      if (row == column) a.squares[b * p.N + row] = acc[n][i];
-      if (diagonal_only) continue;
-      a.dots[(b * p.N + row) * p.N + column] = acc[n][i];
-      a.dots[(b * p.N + column) * p.N + row] = acc[n][i];
-    }
-  }
-}
 
 // ---- (2) the nearest other token -------------------------------------------------------------------------------------------------------
 __global__ void __launch_bounds__(kThreads) nearest_kernel(const Args a) {
