@@ -1,4 +1,5 @@
 // What a launcher returns: nothing (ok) or one static sentence. Launchers never throw, print or abort.
+// The sentence does not name the op: csrc/bind puts "tokensieve.<op>: " before it.
 #pragma once
 
 namespace tokensieve {

@@ -23,7 +23,7 @@ Args arguments(const MatchParams& p, const MatchPlan& plan) {
 }
 
 Status launch(void (*kernel)(Args), int64_t blocks, int64_t shared, void* stream, const Args& a) {
-  if (blocks > 0x7fffffff) return Status::error("bipartite_match: more than 2^31 - 1 blocks");
+  if (blocks > 0x7fffffff) return Status::error("more than 2^31 - 1 blocks");
   return simt::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), static_cast<size_t>(shared), stream, a);
 }
 

@@ -67,7 +67,7 @@ Status run(const Args& in, bool columns, void* stream) {
       return columns ? launch_columns<float, 0>(a, smem, stream) : launch_rows<float, 0>(a, smem, stream);
     }
     default:
-      return Status::error("attention_scores: query and key must be float32, float16 or bfloat16");
+      return Status::error("query and key must be float32, float16 or bfloat16");
   }
 }
 
@@ -106,11 +106,10 @@ Status run_columns(const Args& in, void* stream) {
 
 Status score_two_pass(const ScoreParams& p, const ScorePlan& plan, void* stream) {
   constexpr int64_t kLimit = int64_t{1} << 31;
-  if (p.D > kMaxDim) return Status::error("attention_scores: the plan's algorithm needs D <= 256");
-  if (p.N >= kLimit || p.H / p.Hkv * p.L >= kLimit) return Status::error("attention_scores: N and H / Hkv * L must be below 2^31");
-  if (p.query_reduction == Reduction::kNone && p.range_end > p.range_begin)
-    return Status::error("attention_scores: the plan's algorithm reduces query rows");
-  if (plan.row_splits < 1 || plan.col_splits < 1) return Status::error("attention_scores: the plan's splits must be positive");
+  if (p.D > kMaxDim) return Status::error("the plan's algorithm needs D <= 256");
+  if (p.N >= kLimit || p.H / p.Hkv * p.L >= kLimit) return Status::error("N and H / Hkv * L must be below 2^31");
+  if (p.query_reduction == Reduction::kNone && p.range_end > p.range_begin) return Status::error("the plan's algorithm reduces query rows");
+  if (plan.row_splits < 1 || plan.col_splits < 1) return Status::error("the plan's splits must be positive");
   Args a = make_args(p, plan.row_splits, plan.col_splits);
   a.with_lse = p.lse_in != nullptr && p.lse_out != nullptr;
   if (p.lse_in == nullptr && (a.stats != nullptr || p.lse_out != nullptr)) {
@@ -122,7 +121,7 @@ Status score_two_pass(const ScoreParams& p, const ScorePlan& plan, void* stream)
 
 Status launch_finish(const Args& a, void* stream) {
   const int64_t per_batch = (a.p.range_end - a.p.range_begin + 31) / 32;
-  if (a.p.B * per_batch > 0x7fffffff) return Status::error("attention_scores: more than 2^31 - 1 blocks");
+  if (a.p.B * per_batch > 0x7fffffff) return Status::error("more than 2^31 - 1 blocks");
   return simt::launch(finish_kernel, dim3(static_cast<unsigned>(a.p.B * per_batch)), dim3(32 * kFinishGroups), 0, stream, a,
                       static_cast<int>(per_batch));
 }
@@ -131,14 +130,13 @@ Status score_strip(const ScoreParams& p, const ScorePlan& plan, void* stream) {
   const int steps = steps_of(p.dtype, p.D);
   const int64_t scan = p.normalize == Normalize::kRange ? p.range_end - p.range_begin : p.N, warps = plan.threads / 32;
   const bool sums = p.query_reduction == Reduction::kMean || p.query_reduction == Reduction::kSum;
-  if (steps != 4 && steps != 5) return Status::error("attention_scores: strips need float16 or bfloat16 and D <= 80");
+  if (steps != 4 && steps != 5) return Status::error("strips need float16 or bfloat16 and D <= 80");
   if (warps < 1 || warps > max_strip_warps(steps) || warps * kStripKeys < scan)
-    return Status::error("attention_scores: the plan's strip does not hold the keys");
+    return Status::error("the plan's strip does not hold the keys");
   if (p.lse_in != nullptr || !sums || p.activation != Activation::kSoftmax || (p.bias != nullptr && !hides_keys(p))) {
-    return Status::error("attention_scores: strips sum over rows, with no bias but a mask of keys and no lse");
+    return Status::error("strips sum over rows, with no bias but a mask of keys and no lse");
   }
-  if (plan.rows_per_pass < 1 || plan.col_splits * plan.rows_per_pass < p.L)
-    return Status::error("attention_scores: the plan's splits do not cover the rows");
+  if (plan.rows_per_pass < 1 || plan.col_splits * plan.rows_per_pass < p.L) return Status::error("the plan's splits do not cover the rows");
   Args a = make_args(p, 1, plan.col_splits);
   a.partial = static_cast<float*>(p.workspace);
   a.rows_per_split = static_cast<int>(plan.rows_per_pass);

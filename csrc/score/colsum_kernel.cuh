@@ -263,7 +263,7 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
 template <typename T, int kSteps>
 Status launch_columns(const Args& a, int64_t smem_bytes, void* stream) {
   const int64_t blocks = a.p.B * a.p.Hkv * a.key_tiles * a.col_splits;
-  if (blocks > 0x7fffffff) return Status::error("attention_scores: more than 2^31 - 1 blocks");
+  if (blocks > 0x7fffffff) return Status::error("more than 2^31 - 1 blocks");
   const auto kernel = is_lean(a.p) ? column_kernel<T, kSteps, true> : column_kernel<T, kSteps, false>;
   return simt::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), static_cast<size_t>(smem_bytes), stream, a);
 }

@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(32 * max_strip_warps(kSteps), 1) strip_kernel(
 template <typename T, int kSteps>
 Status launch_strips(const Args& a, int warps, void* stream) {
   const int64_t blocks = a.p.B * a.p.Hkv * a.col_splits;
-  if (blocks > 0x7fffffff) return Status::error("attention_scores: more than 2^31 - 1 blocks");
+  if (blocks > 0x7fffffff) return Status::error("more than 2^31 - 1 blocks");
   const Status status = simt::launch(strip_kernel<T, kSteps>, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(32 * warps)),
                                      static_cast<size_t>(strip_shared_bytes(kSteps)), stream, a);
   return status.ok() ? launch_finish(a, stream) : status;

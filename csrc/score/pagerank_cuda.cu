@@ -25,12 +25,12 @@ __global__ void start_kernel(float* rank, const float* start, int64_t H, int64_t
 Status pagerank_cuda(const PagerankParams& r, const PagerankPlan& plan, void* stream) {
   const int64_t size = r.B * r.H * r.N;
   if (size == 0) return Status::success();
-  if (size / 256 >= 0x7fffffff || r.N >= int64_t{1} << 31) return Status::error("attention_pagerank: B * H * N is too large");
+  if (size / 256 >= 0x7fffffff || r.N >= int64_t{1} << 31) return Status::error("B * H * N is too large");
   if (r.iterations <= 0) {
     const dim3 grid(static_cast<unsigned>((size + 255) / 256));
     return simt::launch(pagerank::start_kernel, grid, dim3(256), 0, stream, r.rank, r.start, r.H, r.N, size);
   }
-  if (plan.threads == 0) return Status::error("attention_pagerank: D must be in [1, 256] and its tiles must fit shared memory");
+  if (plan.threads == 0) return Status::error("D must be in [1, 256] and its tiles must fit shared memory");
   const ScoreParams p = pagerank::score_params(r);
   colsum::Args a = colsum::make_args(p, plan.row_splits, plan.col_splits);
   const colsum::Parts parts = colsum::two_pass_parts(p, plan.row_splits, plan.col_splits);

@@ -38,7 +38,7 @@ Status launch_dtype(const Args& a, const ScorePlan& plan, void* stream) {
     case DType::kBFloat16:
       return launch_rows<__nv_bfloat16>(a, plan.threads, cluster, plan.smem_bytes, stream);
     default:
-      return Status::error("attention_scores: query and key must be float32, float16 or bfloat16");
+      return Status::error("query and key must be float32, float16 or bfloat16");
   }
 }
 
@@ -52,12 +52,12 @@ int64_t chunks_of(int64_t keys, int64_t chunk) { return keys <= 0 ? 1 : (keys + 
 
 const char* refusal(const ScoreParams& p, const ScorePlan& plan) {
   constexpr int64_t kLimit = int64_t{1} << 31;
-  if (p.D > kMaxDim) return "attention_scores: D must be at most 2048";
-  if (p.N >= kLimit || p.H / p.Hkv * p.L >= kLimit) return "attention_scores: N and H / Hkv * L must be below 2^31";
+  if (p.D > kMaxDim) return "D must be at most 2048";
+  if (p.N >= kLimit || p.H / p.Hkv * p.L >= kLimit) return "N and H / Hkv * L must be below 2^31";
   const int most = p.dtype == DType::kFloat32 ? kMaxThreads : max_threads(row_tiles(plan.rows_per_pass));
-  if (plan.threads < kMaxRows || plan.threads > most || plan.threads % 32 != 0) return "attention_scores: the plan is not one of CUDA";
-  if (plan.rows_per_pass < 1 || plan.rows_per_pass > kMaxRows) return "attention_scores: rows_per_pass must be in [1, 64]";
-  if (plan.chunk_keys < 1 || plan.chunk_keys % kKeyTile != 0) return "attention_scores: chunk_keys must be a positive multiple of 16";
+  if (plan.threads < kMaxRows || plan.threads > most || plan.threads % 32 != 0) return "the plan is not one of CUDA";
+  if (plan.rows_per_pass < 1 || plan.rows_per_pass > kMaxRows) return "rows_per_pass must be in [1, 64]";
+  if (plan.chunk_keys < 1 || plan.chunk_keys % kKeyTile != 0) return "chunk_keys must be a positive multiple of 16";
   return nullptr;
 }
 
@@ -87,19 +87,19 @@ Status score_cuda(const ScoreParams& p, const ScorePlan& plan, void* stream) {
   a.scan_begin = range_only ? p.range_begin : 0;
   a.scan_end = range_only ? p.range_end : p.N;
   if (p.lse_in == nullptr && plan.num_chunks * plan.chunk_keys < a.scan_end - a.scan_begin) {
-    return Status::error("attention_scores: the plan's chunks do not cover the keys");
+    return Status::error("the plan's chunks do not cover the keys");
   }
   const int64_t rows = p.H / p.Hkv * p.L, stats_floats = p.B * p.Hkv * rows * plan.num_chunks * 2;
   float* workspace = static_cast<float*>(p.workspace);
 
   if (plan.algo == ScoreAlgo::kCluster) {
-    if (p.lse_in != nullptr) return Status::error("attention_scores: a given lse needs algorithm kSplit");
+    if (p.lse_in != nullptr) return Status::error("a given lse needs algorithm kSplit");
     a.mode = score::Mode::kWhole;
     a.num_chunks = static_cast<int>(plan.num_chunks);
     a.partial = workspace;
     return score::launch_dtype(a, plan, stream);
   }
-  if (plan.algo != ScoreAlgo::kSplit) return Status::error("attention_scores: the plan is not one of CUDA");
+  if (plan.algo != ScoreAlgo::kSplit) return Status::error("the plan is not one of CUDA");
   if (p.lse_in == nullptr && (p.activation == Activation::kSoftmax || p.lse_out != nullptr)) {
     a.mode = score::Mode::kStats;
     a.num_chunks = static_cast<int>(plan.num_chunks);

@@ -11,7 +11,7 @@ Status launch_grad(const ScoreGradParams& g, void* stream) {
   const GradArgs args = {g, grad_layout(g, kGradChunkKeys, false)};
   const int64_t tiles = (p.N + kGradChunkKeys - 1) / kGradChunkKeys, terms = p.B * p.Hkv * args.at.num_chunks;
   const int64_t rows = p.B * p.H * p.L, keys = p.B * p.Hkv * tiles, limit = int64_t{1} << 31;
-  if (rows >= limit || keys >= limit) return Status::error("attention_scores: the gradient needs more than 2^31 - 1 blocks");
+  if (rows >= limit || keys >= limit) return Status::error("the gradient needs more than 2^31 - 1 blocks");
   const dim3 block(kGradBlock);
   Status status;
   if (terms > 0 && rows > 0) {

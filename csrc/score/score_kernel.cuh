@@ -395,7 +395,7 @@ __global__ void __launch_bounds__(max_threads(kRowTiles)) score_kernel(const Arg
 template <typename T, int kRowTiles>
 Status launch(const Args& args, int threads, int cluster, int64_t smem_bytes, void* stream) {
   const int64_t blocks = args.p.B * args.p.Hkv * args.num_chunks;
-  if (blocks > 0x7fffffff) return Status::error("attention_scores: more than 2^31 - 1 blocks");
+  if (blocks > 0x7fffffff) return Status::error("more than 2^31 - 1 blocks");
   return simt::launch_cluster(score_kernel<T, kRowTiles>, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
                               cluster, static_cast<size_t>(smem_bytes), stream, args);
 }

@@ -170,12 +170,11 @@ struct BudgetRow {
 
 // What both back ends refuse; null if nothing.
 inline const char* budget_refusal(const BudgetParams& p) {
-  if (p.P > kMaxBudgetParts) return "allocate_budget: at most 4096 parts";
-  if (!(p.temperature > 0.0)) return "allocate_budget: temperature must be positive";
+  if (p.P > kMaxBudgetParts) return "at most 4096 parts";
+  if (!(p.temperature > 0.0)) return "temperature must be positive";
   const bool no_cap = p.cap_parts == nullptr && p.cap < 0;
-  if (no_cap && (p.mode == BudgetMode::kCapped || p.mode == BudgetMode::kAdjusted)) return "allocate_budget: this mode needs a cap";
-  if (p.mode == BudgetMode::kAdjusted && p.remainder != BudgetRemainder::kDrop)
-    return "allocate_budget: this mode has no total to hand out";
+  if (no_cap && (p.mode == BudgetMode::kCapped || p.mode == BudgetMode::kAdjusted)) return "this mode needs a cap";
+  if (p.mode == BudgetMode::kAdjusted && p.remainder != BudgetRemainder::kDrop) return "this mode has no total to hand out";
   return nullptr;
 }
 

@@ -45,11 +45,11 @@ static CopyTensor copy_tensor(const GatherParams& p, const GatherPlan& plan, Gat
 
 const char* copy_args(const GatherParams& p, const GatherPlan& plan, bool scatter, CopyArgs& a) {
   constexpr int64_t kLimit = int64_t{1} << 31;
-  if (p.num_tensors < 0 || p.num_tensors > kMaxGatherTensors) return "gather_tokens: at most 8 tensors a launch";
-  if (p.N >= kLimit || p.K >= kLimit) return "gather_tokens: N and K must be below 2^31";
-  if (plan.threads < 32 || plan.threads > 1024 || plan.blocks_per_row < 1) return "gather_tokens: the plan is not one of CUDA";
+  if (p.num_tensors < 0 || p.num_tensors > kMaxGatherTensors) return "at most 8 tensors a launch";
+  if (p.N >= kLimit || p.K >= kLimit) return "N and K must be below 2^31";
+  if (plan.threads < 32 || plan.threads > 1024 || plan.blocks_per_row < 1) return "the plan is not one of CUDA";
   for (int i = 0; i < p.num_tensors; ++i) {
-    if (p.tensors[i].segments * p.tensors[i].segment_bytes >= kLimit) return "gather_tokens: a token must have less than 2^31 bytes";
+    if (p.tensors[i].segments * p.tensors[i].segment_bytes >= kLimit) return "a token must have less than 2^31 bytes";
     if (p.tensors[i].segments * p.tensors[i].segment_bytes == 0) continue;
     a.tensors[a.num_tensors++] = copy_tensor(p, plan, p.tensors[i], scatter);
   }
@@ -61,7 +61,7 @@ const char* copy_args(const GatherParams& p, const GatherPlan& plan, bool scatte
   // A scatter writes N tokens where the plan counted K.
   int64_t blocks = scatter ? ceil_div(plan.blocks_per_row * p.N, std::max<int64_t>(1, p.K)) : plan.blocks_per_row;
   blocks = std::clamp<int64_t>(blocks, std::max<int64_t>(1, ceil_div(a.slots, kMaxSlotsPerBlock)), std::max(1, a.slots));
-  if (p.B * blocks >= kLimit) return "gather_tokens: more than 2^31 - 1 blocks";
+  if (p.B * blocks >= kLimit) return "more than 2^31 - 1 blocks";
   a.blocks_per_row = static_cast<int>(blocks);
   a.slots_per_block = static_cast<int>(ceil_div(a.slots, blocks));
   return nullptr;

@@ -48,12 +48,12 @@ namespace select {
 
 const char* scatter_args(const ScatterParams& p, const ScatterPlan& plan, bool grad, ScatterArgs& a) {
   constexpr int64_t kLimit = int64_t{1} << 31;
-  if (p.num_tensors < 0 || p.num_tensors > kMaxScatterTensors) return "scatter_tokens: at most 8 tensors a launch";
-  if (p.N >= kLimit || p.K >= kLimit) return "scatter_tokens: N and K must be below 2^31";
-  if (plan.threads < 32 || plan.threads > 1024 || plan.blocks_per_row < 1) return "scatter_tokens: the plan is not one of CUDA";
+  if (p.num_tensors < 0 || p.num_tensors > kMaxScatterTensors) return "at most 8 tensors a launch";
+  if (p.N >= kLimit || p.K >= kLimit) return "N and K must be below 2^31";
+  if (plan.threads < 32 || plan.threads > 1024 || plan.blocks_per_row < 1) return "the plan is not one of CUDA";
   for (int i = 0; i < p.num_tensors; ++i) {
     const int64_t row = p.tensors[i].segments * p.tensors[i].segment_bytes;
-    if (row >= kLimit) return "scatter_tokens: a token must have less than 2^31 bytes";
+    if (row >= kLimit) return "a token must have less than 2^31 bytes";
     if (row > 0) a.tensors[a.num_tensors++] = scatter_arg(p, plan, p.tensors[i], grad);
   }
   a.index = p.index, a.index_stride = p.index_stride;
@@ -61,7 +61,7 @@ const char* scatter_args(const ScatterParams& p, const ScatterPlan& plan, bool g
   a.N = p.N, a.K = p.K;
   const int64_t blocks =
       std::clamp<int64_t>(plan.blocks_per_row, std::max<int64_t>(1, ceil_div(p.N, kMaxScatterSlots)), std::max<int64_t>(1, p.N));
-  if (p.B * blocks >= kLimit || p.B * p.K >= kLimit) return "scatter_tokens: more than 2^31 - 1 blocks";
+  if (p.B * blocks >= kLimit || p.B * p.K >= kLimit) return "more than 2^31 - 1 blocks";
   a.blocks_per_row = static_cast<int>(blocks);
   a.slots_per_block = static_cast<int>(ceil_div(p.N, blocks));
   return nullptr;

@@ -30,15 +30,14 @@ constexpr Hold hold_of(const TopkParams& p, const TopkPlan& plan) {
 
 inline const char* topk_refusal(const TopkParams& p, const TopkPlan& plan) {
   constexpr int64_t kLimit = (int64_t{1} << 31) - 1024;  // positions of a partly empty tile still fit 32 bits
-  if (p.N >= kLimit || p.B >= kLimit) return "select_topk: B and N must be below 2^31 - 1024";
-  if (p.K < 0 || p.K > p.N) return "select_topk: K must be in [0, N]";
-  if (p.order == TopkOrder::kScore && (p.prefix != 0 || p.suffix != 0)) return "select_topk: prefix and suffix need order position";
-  if (plan.threads < 32 || plan.threads > 1024 || plan.threads % 32 != 0) return "select_topk: threads must be a multiple of 32 up to 1024";
+  if (p.N >= kLimit || p.B >= kLimit) return "B and N must be below 2^31 - 1024";
+  if (p.K < 0 || p.K > p.N) return "K must be in [0, N]";
+  if (p.order == TopkOrder::kScore && (p.prefix != 0 || p.suffix != 0)) return "prefix and suffix need order position";
+  if (plan.threads < 32 || plan.threads > 1024 || plan.threads % 32 != 0) return "threads must be a multiple of 32 up to 1024";
   if (plan.items_per_thread != 0 && plan.items_per_thread != 4 && plan.items_per_thread != 16) {
-    return "select_topk: items_per_thread must be 0, 4 or 16";
+    return "items_per_thread must be 0, 4 or 16";
   }
-  if (plan.items_per_thread != 0 && int64_t{plan.threads} * plan.items_per_thread < p.N)
-    return "select_topk: the plan does not hold the row";
+  if (plan.items_per_thread != 0 && int64_t{plan.threads} * plan.items_per_thread < p.N) return "the plan does not hold the row";
   return nullptr;
 }
 

@@ -29,7 +29,7 @@ Status topk_cuda(const TopkParams& params, const TopkPlan& plan, void* stream) {
     case DType::kBFloat16:
       return select::launch_topk<__nv_bfloat16>(params, plan, stream);
     default:
-      return Status::error("select_topk: scores must be float32, float16 or bfloat16");
+      return Status::error("scores must be float32, float16 or bfloat16");
   }
 }
 

@@ -22,7 +22,7 @@ Status launch_topk_gather(const TopkParams& p, const TopkPlan& plan, const CopyA
 Status topk_gather_cuda(const TopkParams& topk, const TopkPlan& topk_plan, const GatherParams& gather, const GatherPlan& gather_plan,
                         void* stream) {
   if (gather.B != topk.B || gather.K != topk_output_length(topk) || gather.index != topk.index || gather.index_stride != gather.K) {
-    return Status::error("topk_gather: gather.index must be topk.index");
+    return Status::error("gather.index must be topk.index");
   }
   if (topk.order == TopkOrder::kScore) {
     const Status status = topk_cuda(topk, topk_plan, stream);
@@ -46,7 +46,7 @@ Status topk_gather_cuda(const TopkParams& topk, const TopkPlan& topk_plan, const
     case DType::kBFloat16:
       return select::launch_topk_gather<__nv_bfloat16>(topk, topk_plan, args, stream);
     default:
-      return Status::error("topk_gather: scores must be float32, float16 or bfloat16");
+      return Status::error("scores must be float32, float16 or bfloat16");
   }
 }
 

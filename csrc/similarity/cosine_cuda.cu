@@ -26,7 +26,7 @@ Args arguments(const CosineParams& p, const CosinePlan& plan) {
 }
 
 Status launch(void (*kernel)(Args), int64_t blocks, size_t shared, void* stream, const Args& a) {
-  if (blocks > 0x7fffffff) return Status::error("cosine: more than 2^31 - 1 blocks");
+  if (blocks > 0x7fffffff) return Status::error("more than 2^31 - 1 blocks");
   return simt::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, stream, a);
 }
 

@@ -40,7 +40,7 @@ Status launch(const DiverseParams& p, const DiversePlan& plan, void* stream) {
   const dim3 block(kThreads);
   const size_t shared = similarity::kTileBytes;
   const int64_t per_image = plan.store_distances ? int64_t{a.tiles} * a.tiles : a.tiles;
-  if (p.B * per_image > 0x7fffffff || p.B * a.step_blocks > 0x7fffffff) return Status::error("select_diverse: more than 2^31 - 1 blocks");
+  if (p.B * per_image > 0x7fffffff || p.B * a.step_blocks > 0x7fffffff) return Status::error("more than 2^31 - 1 blocks");
   const similarity::Gram gram = {p.x, p.x_stride[0], p.x_stride[1], p.N,   p.C, plan.store_distances ? a.dots : nullptr, a.squares,
                                  0,   a.tiles,       a.tiles,       a.wide};
   Status status = simt::launch(similarity::gram_kernel<T>, blocks_of(p.B * per_image), block, shared, stream, gram);
@@ -64,10 +64,10 @@ Status launch(const DiverseParams& p, const DiversePlan& plan, void* stream) {
 Status diverse_cuda(const DiverseParams& params, const DiversePlan& plan, void* stream) {
   const DiverseParams& p = params;
   if (p.B == 0 || p.K == 0) return Status::success();
-  if (p.N >= 0x7fffffff) return Status::error("select_diverse: N must be below 2^31 - 1");
-  if (p.K < 0 || p.K > p.N) return Status::error("select_diverse: K must be in [0, N]");
+  if (p.N >= 0x7fffffff) return Status::error("N must be below 2^31 - 1");
+  if (p.K < 0 || p.K > p.N) return Status::error("K must be in [0, N]");
   if (plan.threads < 64 || plan.threads > 1024 || plan.threads % 32 != 0) {
-    return Status::error("select_diverse: threads must be a multiple of 32 from 64 to 1024");
+    return Status::error("threads must be a multiple of 32 from 64 to 1024");
   }
   switch (p.dtype) {
     case DType::kFloat32:
@@ -77,7 +77,7 @@ Status diverse_cuda(const DiverseParams& params, const DiversePlan& plan, void* 
     case DType::kBFloat16:
       return diverse::launch<__nv_bfloat16>(p, plan, stream);
     default:
-      return Status::error("select_diverse: x must be float32, float16 or bfloat16");
+      return Status::error("x must be float32, float16 or bfloat16");
   }
 }
 
