@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from tokensieve.methods.base import EncoderMethod  # noqa: E402
+from tokensieve.methods.views import ImageView  # noqa: E402
 from tokensieve.models import sieve  # noqa: E402
 
 from models import tiny  # noqa: E402
@@ -88,3 +91,15 @@ def _places(crops: int) -> dict[tuple[int, int], int]:
     for crop in range(1, crops):
         place |= {(crop, p): 20 + (p // 4 - 1) * 9 + (crop - 1) * 4 + p % 4 for p in range(4, 12)}
     return place
+
+
+def test_a_position_beyond_the_patches_is_an_error() -> None:
+    @dataclass(frozen=True)
+    class Beyond(EncoderMethod):
+        def select(self, view: ImageView) -> torch.Tensor:
+            return torch.tensor([[3, 16]])
+
+    model, x = MODELS[0][0](), MODELS[0][1]()
+    message = r"Beyond's select must give positions below 16, got 16"
+    with torch.no_grad(), sieve(model, Beyond()), pytest.raises(ValueError, match=message):
+        model(**x)

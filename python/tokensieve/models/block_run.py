@@ -74,19 +74,22 @@ class BlockRun:
         require_uncompiled(self._tower.model)
         claim(self._tower.model, [self._tower.owner], self)
         try:
-            self._attach()
+            self.install()
         except BaseException:
-            self._detach()
+            self.remove()
+            release([self._tower.owner])
             raise
         self._state = "attached"
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._state == "attached":
-            self._detach()
+            self.remove()
+            release([self._tower.owner])
             self._state = "finished"
 
-    def _attach(self) -> None:
+    def install(self) -> None:
+        """Takes the blocks over; whoever calls it holds the model."""
         self._originals = [block.forward for block in self._tower.blocks]
         for number, block in enumerate(self._tower.blocks):
             self._put(block, "forward", partial(self._forward, number))
@@ -96,7 +99,8 @@ class BlockRun:
         self._saved.append((module, name, name in vars(module), vars(module).get(name)))
         setattr(module, name, value)
 
-    def _detach(self) -> None:
+    def remove(self) -> None:
+        """Undoes `install`."""
         for handle in self._handles:
             handle.remove()
         for module, name, own, value in reversed(self._saved):
@@ -105,7 +109,6 @@ class BlockRun:
             else:
                 delattr(module, name)
         self._handles, self._saved, self._originals = [], [], []
-        release([self._tower.owner])
 
     def encode(self, x: Tensor) -> Tensor:
         """All blocks, for the tower: (B, N, C) -> (B, M, C)."""
@@ -175,15 +178,26 @@ class BlockRun:
     @property
     def kept(self) -> list[list[Tensor]]:
         """kept[step][image]: int64 patches, ascending, on which a token of its own stands after each step, made tokens left out."""
-        entered, records, _ = self._called()
-        stands = torch.arange(entered.shape[1], device=entered.device).expand(entered.shape)
         result = []
-        for record in records:
+        for number, record in enumerate(self._called().records):
             if record is not None:
-                stands = torch.where(record.index < 0, -1, stands.gather(1, record.index.clamp(min=0)))
-                patches = stands.cpu() - self._tower.prefix
+                patches = self.stands(number + 1).cpu() - self._tower.prefix
                 result.append([row[row >= 0].sort().values for row in patches])
         return result
+
+    def stands(self, blocks: int) -> Tensor:
+        """(B, M) int64: the token of block 0 on which each row stands after so many blocks; -1 = a token that a step made."""
+        entered, records, _ = self._called()
+        stands = torch.arange(entered.shape[1], device=entered.device).expand(entered.shape)
+        for record in records[:blocks]:
+            if record is not None:
+                stands = torch.where(record.index < 0, -1, stands.gather(1, record.index.clamp(min=0)))
+        return stands
+
+    @property
+    def entered(self) -> int:
+        """Tokens that entered block 0."""
+        return int(self._called().entered.shape[1])
 
     @property
     def report(self) -> Report:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @overload
-def sieve(model: Any, method: BlockMethod, *, image_mask: None = None, spans: None = None) -> BlockRun: ...
+def sieve(model: Any, method: BlockMethod, *, image_mask: None = None, spans: None = None) -> Any: ...
 @overload
 def sieve(model: Any, method: Method, *, image_mask: Tensor | None = None, spans: Sequence[Any] | None = None) -> SieveRun: ...
 def sieve(model: Any, method: Method, *, image_mask: Tensor | None = None, spans: Sequence[Any] | None = None) -> SieveRun | BlockRun:
@@ -25,14 +25,14 @@ def sieve(model: Any, method: Method, *, image_mask: Tensor | None = None, spans
         model: LLaVA-1.5, LLaVA-NeXT, or a plain Llama or Qwen2 decoder of transformers, with or without its head. Any attention
             back end, padding on either side, grouped-query attention, a DynamicCache, several images, several turns.
             For a `BlockMethod` an image encoder: timm's ViT or DeiT (distilled and with registers too), or a CLIP, SigLIP or DINOv2 model
-            of transformers, of which the tower is sieved.
+            of transformers, of which the tower is sieved; or a LLaVA, whose prompt then holds as many image tokens as the tower gives.
         method: an `EncoderMethod` (needs a LLaVA model), a `DecoderMethod` or a `BlockMethod`, such as those of `tokensieve.methods`.
         image_mask: (B, S) bool, image tokens of the prompt; for plain decoders. S counts from the first cached token.
         spans: instead of image_mask, (start, length) spans for every sample, or a list of such spans for each sample.
 
     Returns:
-        A `SieveRun`, or a `BlockRun` for a `BlockMethod`, used once: `with sieve(...) as run`. On exit, also by an exception, the model
-        is exactly as before.
+        A `SieveRun`, or for a `BlockMethod` a `BlockRun` (inside LLaVA a `SieveRun` whose `tower` is one), used once: `with sieve(...) as
+        run`. On exit, also by an exception, the model is exactly as before.
 
     Raises:
         TypeError: a model or method that is not supported; the message says what is.
@@ -59,12 +59,14 @@ def sieve(model: Any, method: Method, *, image_mask: Tensor | None = None, spans
     if isinstance(method, BlockMethod):
         if image_mask is not None or spans is not None:
             raise ValueError(f"tokensieve.sieve: image_mask and spans must be None for {type(method).__name__}: an encoder sees no text")
-        return BlockRun(model, method)
+        if not (hasattr(model, "vision_tower") or hasattr(getattr(model, "model", None), "vision_tower")):
+            return BlockRun(model, method)
     try:
+        from .inside import InsideRun
         from .run import SieveRun
     except ModuleNotFoundError as error:
         raise ImportError(f"tokensieve.sieve of a {type(method).__name__} needs {error.name}: pip install 'tokensieve[models]'") from error
-    return SieveRun(model, method, image_mask, spans)
+    return InsideRun(model, method) if isinstance(method, BlockMethod) else SieveRun(model, method, image_mask, spans)
 
 
 def attach(model: Any, method: Method, *, image_mask: Tensor | None = None, spans: Sequence[Any] | None = None) -> SieveRun | BlockRun:

@@ -300,8 +300,6 @@ def find_tower(model: Any) -> Tower:
     if "Dinov2ForImageClassification" in names:
         return TransformersTower(model, model.dinov2, 1)
     inside = ""
-    if hasattr(model, "vision_tower") or hasattr(getattr(model, "model", None), "vision_tower"):
-        inside = "; a method inside encoder blocks changes the number of image features, and the prompt holds one place for each patch"
-    elif hasattr(model, "_orig_mod"):
+    if hasattr(model, "_orig_mod"):
         inside = "; it is compiled: sieve the model itself, uncompiled, and compile inside the sieve"
     raise TypeError(f"tokensieve.sieve: model must be {SUPPORTED}, got {type(model).__name__}{inside}")

@@ -217,7 +217,7 @@ class VisionSieve:
         indices, made, first = [], [], 0
         for image, n in enumerate(sizes):
             view = self._view(slice(first, first + n), candidates, rows, image if by_image and self.anyres else None)
-            index, new = _ask(method, view)
+            index, new = _ask(method, view, N)
             if index is None:
                 return torch.ones(sum(lengths), dtype=torch.bool, device=place.device), None, None
             indices.append(index)
@@ -257,7 +257,7 @@ class VisionSieve:
             part = tokens[first : first + n * length].view(n, length, -1)
             count = self.method.keep_count(length)
             view = ImageView(projected=part, counts=None if count is None else [count] * n, side=self.side, state=self.state)
-            index, new = _ask(self.method, view)
+            index, new = _ask(self.method, view, length)
             if index is None:
                 return torch.ones_like(place, dtype=torch.bool), None, None
             flags.append(_mark(index, length).flatten())
@@ -301,10 +301,12 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _ask(method: EncoderMethod, view: ImageView) -> tuple[Any, Tensor | None]:
-    """The patches that stay, None = all, and what they become."""
+def _ask(method: EncoderMethod, view: ImageView, N: int) -> tuple[Any, Tensor | None]:
+    """The patches that stay, of N a row, None = all, and what they become."""
     with torch.no_grad():
         index = method.select(view)
+    if index is not None and (index.device.type == "cpu" or _debug.enabled) and index.numel() and int(index.max()) >= N:
+        raise ValueError(f"tokensieve.sieve: {type(method).__name__}'s select must give positions below {N}, got {int(index.max())}")
     return index, None if index is None else method.replace(view, index)
 
 
@@ -367,9 +369,9 @@ def _check_encoder(parts: Parts, method: EncoderMethod) -> None:
             f"tokensieve.sieve: {name} works on the vision encoder: model must be a LlavaForConditionalGeneration or a "
             f"LlavaNextForConditionalGeneration, got {type(parts.model).__name__}"
         )
-    if method.scope == "stream":
-        return
     config = parts.multimodal.config
+    if method.scope == "stream" or not (method.features or method.layers(config.vision_config.num_hidden_layers, feature_layer(parts))):
+        return  # reads nothing inside the encoder
     kind, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
     if kind != "clip_vision_model" or strategy != "default" or feature_layer(parts) < 0:
         raise TypeError(
