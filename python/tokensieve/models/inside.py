@@ -22,9 +22,8 @@ class TowerChoice(EncoderMethod):
     it makes of them is spread over all patches, because the model counts as many features as placeholders, and the rest leaves.
     """
 
-    def __init__(self, blocks: BlockRun, method: BlockMethod, feature: int, cut: int) -> None:
+    def __init__(self, blocks: BlockRun, feature: int, cut: int) -> None:
         self._blocks, self._feature, self._cut = blocks, feature, cut
-        self.title, self.paper = method.title, method.paper  # type: ignore[misc]
         self._place: Tensor | None = None
 
     def layers(self, depth: int, feature: int) -> tuple[int, ...]:
@@ -63,7 +62,7 @@ class InsideRun(SieveRun):
             raise TypeError(f"tokensieve.sieve: model must take its features from one layer: their tokens differ, got layers {layer}")
         self.tower = BlockRun(parts.vision, method)
         self._feature = feature_layer(parts)
-        choice = TowerChoice(self.tower, method, self._feature, int(strategy == "default"))
+        choice = TowerChoice(self.tower, self._feature, int(strategy == "default"))
         super().__init__(model, choice)
         self.method = method  # type: ignore[assignment]
         self._choice = choice
