@@ -34,10 +34,14 @@ from .paint import PAINT
 from .pitome import PiToMe
 from .prumerge import PruMerge
 from .prumerge_plus import PruMergePlus
+from .pvc import PVC
 from .pyramiddrop import PyramidDrop
+from .red_villm import REDVILLM
 from .registry import METHODS, available, get_method
 from .slime import SliME
 from .sparsevlm import SparseVLM
+from .stvit import STViT
+from .texthawk2 import TextHawk2
 from .tofu import ToFu
 from .tome import ToMe
 from .tomesd import ToMeSD
@@ -63,6 +67,8 @@ __all__ = [
     "METHODS",
     "MIRAGE",
     "PAINT",
+    "PVC",
+    "REDVILLM",
     "VAR",
     "VTCCLS",
     "AIMMerge",
@@ -96,11 +102,13 @@ __all__ = [
     "PruMerge",
     "PruMergePlus",
     "PyramidDrop",
+    "STViT",
     "SliME",
     "SparseVLM",
     "Stage",
     "TSLLaVA",
     "TensorMethod",
+    "TextHawk2",
     "ToFu",
     "ToMe",
     "ToMeSD",

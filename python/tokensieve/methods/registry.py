@@ -38,9 +38,13 @@ from .paint import PAINT
 from .pitome import PiToMe
 from .prumerge import PruMerge
 from .prumerge_plus import PruMergePlus
+from .pvc import PVC
 from .pyramiddrop import PyramidDrop
+from .red_villm import REDVILLM
 from .slime import SliME
 from .sparsevlm import SparseVLM
+from .stvit import STViT
+from .texthawk2 import TextHawk2
 from .tofu import ToFu
 from .tome import ToMe
 from .tomesd import ToMeSD
@@ -102,6 +106,10 @@ _ALL: tuple[type[Method], ...] = (
     LLaVolta,
     LLaVAOneVision,
     Leopard,
+    STViT,
+    TextHawk2,
+    PVC,
+    REDVILLM,
 )
 METHODS: dict[str, type[Method]] = {method.__name__: method for method in _ALL}
 
