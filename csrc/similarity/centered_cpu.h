@@ -52,6 +52,10 @@ TS_INLINE Vec squared_distance(Vec dot, Vec a, Vec b) {
   return where_nan(d, splat(kInfinity), max(d, zero()));
 }
 
+// By how much of a + b it may be off: a sum of C products by 128 + C / 128 roundings of 2^-24 (dot_tile_cpu.h), a + b and two dots by as much
+// each, a few more for the mean's subtraction.
+TS_INLINE float doubt(int64_t C) { return static_cast<float>(136 + C / 128) * 0x1p-23f; }
+
 }  // namespace centered
 
 TS_ISA_END

@@ -2,15 +2,17 @@
 // (arXiv 2204.08680, section 3.2), which stores the matrix of distances, sorts its rows and builds two more matrices of masks.
 //
 // Algorithm: (1) tokens less their mean are packed into panels; (2) squared distances of every pair of 144-row blocks i <= j, once, written to
-// both places of the matrix; (3) per row the k smallest in a heap, their distances again from differences, the density; (4) per row the
-// nearest of the denser tokens, its distance again from differences. Beyond 8192 tokens 8 strips of 144 rows replace the matrix, and (2)
-// runs before (3) and before (4).
+// both places of the matrix; (3) per row the k smallest, and the density; (4) per row the nearest of the denser tokens. Products say which
+// tokens (3) and (4) may mean, differences decide among them (near_rows_cpu.h). Beyond 8192 tokens 8 strips of 144 rows replace the matrix,
+// and (2) runs before (3) and before (4).
 //
-// Work: N^2 C / 2 multiply-adds; steps 3 and 4 read the matrix once each. N = 2880, C = 1024: 4.2 G multiply-adds, 47 ms on two AVX2 cores at
-// 90 G a second; the matrix is 33 MB, 3 ms a pass. Bound by multiply-adds.
+// Work: N^2 C / 2 multiply-adds; steps 3 and 4 read the matrix twice each. N = 2880, C = 1024: 4.2 G multiply-adds, 47 ms on two AVX2 cores at
+// 90 G a second; the matrix is 33 MB, 3 ms a pass. Bound by multiply-adds. Many tokens that are alike beside their distance to the mean all go
+// through differences: N^2 C of them at worst.
 // Deterministic: same bits on every level and number of threads.
 #include "similarity/centered_cpu.h"
 #include "similarity/density_cpu_layout.h"
+#include "similarity/near_rows_cpu.h"
 
 TS_ISA_BEGIN
 
@@ -106,81 +108,23 @@ void distance_block(const DensityTask& t, const Image& image, int64_t bi, int64_
   image.maxima[bi * t.at.blocks + bj] = reduce_max(most);
 }
 
-// Largest on top; a key is a squared distance, then the token.
-TS_INLINE void sift_down(uint64_t* heap, int64_t n, uint64_t key) {
-  int64_t i = 0;
-  for (int64_t child = 1; child < n; child = 2 * i + 1) {
-    if (child + 1 < n && heap[child + 1] > heap[child]) ++child;
-    if (heap[child] <= key) break;
-    heap[i] = heap[child];
-    i = child;
-  }
-  heap[i] = key;
-}
-
-TS_INLINE void sift_up(uint64_t* heap, int64_t i, uint64_t key) {
-  for (; i > 0 && heap[(i - 1) / 2] < key; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
-  heap[i] = key;
-}
-
-// The k smallest of a row among real tokens, as keys in ascending order; returns how many there are.
-int64_t smallest_of_row(const float* row, const uint32_t* real, int64_t n, int64_t k, uint64_t* keys) {
-  int64_t have = 0;
-  float limit = kInfinity;
-  for (int64_t j = 0; j < n; j += kLanes) {
-    const Mask allowed = real[j / kLanes];
-    Mask closer = have < k ? allowed : greater(splat(limit), load(row + j)) & allowed;
-    for (; closer; closer &= closer - 1) {
-      const int64_t token = j + __builtin_ctz(closer);
-      const uint64_t key = static_cast<uint64_t>(bits_of_float(row[token])) << 32 | static_cast<uint32_t>(token);
-      if (have < k) {
-        sift_up(keys, have++, key);
-      } else if (key < keys[0]) {
-        sift_down(keys, k, key);
-      }
-    }
-    if (have == k) limit = float_of_bits(static_cast<uint32_t>(keys[0] >> 32));
-  }
-  for (int64_t left = have - 1; left > 0; --left) {
-    const uint64_t last = keys[left];
-    keys[left] = keys[0];
-    sift_down(keys, left, last);
-  }
-  return have;
-}
-
-// |a - b|^2, infinite where it is no number.
-template <typename T>
-TS_INLINE float difference(const T* a, const T* b, int64_t C) {
-  Vec sum = zero();
-  int64_t d = 0;
-  for (; d + kLanes <= C; d += kLanes) {
-    const Vec x = sub(load(a + d), load(b + d));
-    sum = fma(x, x, sum);
-  }
-  if (d < C) {
-    const Vec x = sub(load_n(a + d, C - d), load_n(b + d, C - d));
-    sum = fma(x, x, sum);
-  }
-  const float total = reduce_add(sum);
-  return total == total ? total : kInfinity;
+near::Row row_of(const DensityTask& t, const Image& image, int64_t i, int64_t first_row) {
+  return {image.distances + (i - first_row) * t.at.rows, image.squares, image.squares[i], centered::doubt(t.p.C), i, t.at.rows};
 }
 
 // Sums of the squared distances of a block's rows to their nearest real tokens, in density[], and how many of the k are missing.
 template <typename T>
 void near_sums(const DensityTask& t, const Image& image, int64_t block, int64_t first_row) {
   const DensityParams& p = t.p;
-  const T* const x = tokens_of<T>(t, image);
+  const near::Tokens<T> tokens = {tokens_of<T>(t, image), p.x_stride[1], p.C};
   uint64_t* const keys = image.heaps + block * p.k;
   for (int64_t i = block * kDotBlock; i < smaller((block + 1) * kDotBlock, p.N); ++i) {
-    const int64_t have = smallest_of_row(image.distances + (i - first_row) * t.at.rows, image.real, t.at.rows, p.k, keys);
+    const near::Row row = row_of(t, image, i, first_row);
+    const int64_t have = near::smallest(tokens, row, image.real, p.k - 1, keys);
     float sum = 0.0f;
-    for (int64_t n = 0; n < have; ++n) {
-      const int64_t j = static_cast<int64_t>(static_cast<uint32_t>(keys[n]));
-      if (j != i) sum += difference(x + i * p.x_stride[1], x + j * p.x_stride[1], p.C);
-    }
+    for (int64_t n = 0; n < have; ++n) sum += near::distance_of(keys[n]);
     image.density[i] = sum;
-    image.missing[i] = static_cast<float>(p.k - have);
+    image.missing[i] = static_cast<float>(p.k - 1 - have);
   }
 }
 
@@ -200,52 +144,15 @@ void finish_density(const DensityTask& t, const Image& image, float far) {
   }
 }
 
-// The nearest token of the row that is denser than token i, the lowest of equals; -1 if there is none. `first_leads`: of equal densities.
-int64_t nearest_denser(const float* row, const float* density, int64_t n, int64_t i, bool first_leads) {
-  const Vec own = max(splat(density[i]), zero());
-  const int64_t before = first_leads ? i / kLanes * kLanes : 0;
-  Vec best = splat(kInfinity), where = splat(-1.0f);
-  for (int64_t j = 0; j < n; j += kLanes) {
-    const Vec d = load(row + j), other = load(density + j);
-    Vec x = where_greater(other, own, d, splat(kInfinity));
-    if (j < before) {
-      x = where_greater(own, other, splat(kInfinity), d);
-    } else if (first_leads && j == before) {
-      x = select(first_lanes(i - before) & ~greater(own, other), d, x);
-    }
-    where = where_greater(best, x, splat(static_cast<float>(j / kLanes)), where);
-    best = min(x, best);
-  }
-  float value[kLanes], vector[kLanes];
-  store(value, best);
-  store(vector, where);
-  int64_t nearest = -1;
-  float lowest = kInfinity;
-  for (int j = 0; j < kLanes; ++j) {
-    if (vector[j] < 0.0f) continue;
-    const int64_t token = static_cast<int64_t>(vector[j]) * kLanes + j;
-    if (value[j] < lowest || (value[j] == lowest && token < nearest)) {
-      lowest = value[j];
-      nearest = token;
-    }
-  }
-  return nearest;
-}
-
 template <typename T>
 void denser_distances(const DensityTask& t, const Image& image, int64_t block, int64_t first_row) {
   const DensityParams& p = t.p;
-  const T* const x = tokens_of<T>(t, image);
+  const near::Tokens<T> tokens = {tokens_of<T>(t, image), p.x_stride[1], p.C};
   const float share = p.C > 0 ? 1.0f / static_cast<float>(p.C) : 0.0f, most = *image.most;
   for (int64_t i = block * kDotBlock; i < smaller((block + 1) * kDotBlock, p.N); ++i) {
-    const float* const row = image.distances + (i - first_row) * t.at.rows;
-    const int64_t j = nearest_denser(row, image.density, t.at.rows, i, !p.noise);
-    float own = most;
-    if (j >= 0) {
-      const float exact = __builtin_sqrtf(difference(x + i * p.x_stride[1], x + j * p.x_stride[1], p.C) * share);
-      own = exact < most ? exact : most;
-    }
-    p.distance[image.b * p.N + i] = own;
+    const float squared = near::nearest_denser(tokens, row_of(t, image, i, first_row), image.density, !p.noise);
+    const float own = __builtin_sqrtf(squared * share);
+    p.distance[image.b * p.N + i] = own < most ? own : most;
   }
 }
 

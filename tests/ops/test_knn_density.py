@@ -46,6 +46,36 @@ def test_knn_density_keeps_its_digits_between_tokens_that_are_nearly_alike(offse
     assert 0 < float(1 - density.min()) < 1e-3
 
 
+def alike_and_far(seed: int, device: str) -> Tensor:
+    """(1, 130, 96): 5 groups of tokens that differ by 0.001 within and by some 20 between; products lose the former."""
+    groups = 20 * normal(seeded(seed), 1, 5, 96, device=device)
+    return groups.repeat(1, 26, 1) + 1e-3 * normal(seeded(seed + 1), 1, 130, 96, device=device)
+
+
+def test_knn_density_counts_a_token_among_its_own_nearest(device: str) -> None:
+    sizes = torch.logspace(-2, 3, 200, device=device)[:, None]
+    for x in (alike_and_far(30, device), normal(seeded(32), 1, 200, 64, device=device) * sizes):
+        assert ts.knn_density(x, 1)[0].eq(1).all()
+        check(x, 2)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 30])
+def test_knn_density_far_from_the_mean_decides_by_differences(k: int, device: str) -> None:
+    x = alike_and_far(33, device)
+    density, _ = check(x, k)
+    near = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist").sort(-1).values[..., :k]
+    expected = near.square().mean(-1) / 96
+    if k <= 26:  # its own group alone; a density near 1 has 6e-8 steps
+        torch.testing.assert_close(1 - density.double(), expected, rtol=0, atol=6.1e-8)
+
+
+def test_nearest_center_far_from_the_mean_decides_by_differences(device: str) -> None:
+    x = alike_and_far(35, device)
+    for K in (20, 100):
+        centers = torch.randperm(130, generator=seeded(K))[None, :K].to(device)
+        assert_equal(ts.nearest_center(x, centers).cpu(), reference.nearest_center(x, centers))
+
+
 def test_knn_density_of_equal_tokens(device: str) -> None:
     points = normal(seeded(5), 2, 3, 40, device=device)
     x = points[:, torch.tensor([0, 1, 0, 2, 1, 0])]

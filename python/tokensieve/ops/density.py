@@ -45,10 +45,10 @@ def knn_density(x: Tensor, k: int, *, noise: Tensor | None = None, mask: Tensor 
     Denser is a larger density; without noise also an equal one of a lower index, so that of two nearest neighbours the first leads. With
     noise equal densities do not see each other, as in the official code.
 
-    Neighbours are found from float32 products of tokens less their mean, ties to the lowest index; reported values come from differences,
-    so tokens of the same values are at 0 from each other. A token with NaN or infinity is at an infinite distance from all others. Sums
-    in a fixed order: one device gives the same bits in every run. Memory on the CPU: the inputs in float32 and, up to 8192 tokens, the
-    distances of one image at least. No gradient.
+    Float32 products tell which tokens may be near, differences decide and are reported: tokens that are nearly alike keep their order,
+    and tokens of the same values are at 0 from each other. Ties go to the lowest index. A token with NaN or infinity is at an infinite
+    distance from all others. Sums in a fixed order: one device gives the same bits in every run. Memory on the CPU: the inputs in
+    float32 and, up to 8192 tokens, the distances of one image at least. No gradient.
 
     Source: TCFormer (arXiv 2204.08680, section 3.2), Chat-UniVi (arXiv 2311.08046, section 3.2).
 
@@ -81,8 +81,8 @@ def nearest_center(x: Tensor, centers: Tensor) -> Tensor:
         TypeError: a dtype or a Python type that is not taken.
         ValueError: a shape, position (on the CPU, or with debug checks), device or stride that breaks a rule above.
 
-    Distances come from float32 products of tokens less their mean. A token that is listed twice has the first place. A token with NaN or
-    infinity goes to the first centre. No gradient; memory is O(B (N + K) C).
+    Where float32 products cannot tell which centre is nearest, differences decide. A token that is listed twice has the first place. A
+    token with NaN or infinity goes to the first centre. No gradient; memory is O(B (N + K) C).
 
     Source: DPC-KNN (arXiv 2204.08680, section 3.2).
 
