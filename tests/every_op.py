@@ -103,10 +103,20 @@ def merging(x: Given) -> tuple[Tensor, ...]:
     return *plan, *lists, *merged.tensors, merged.size, merged.log_size, *modes, back, trace, labels, *by_label, fused, *nearest, matrix
 
 
+def pooling(x: Given) -> tuple[Tensor, ...]:
+    tokens, scores = x.hidden[:, 1:], x.scores[:, 1:]
+    grids = [ts.pool_grid(tokens, (24, 24), window=2), ts.pool_grid(tokens, (24, 24), size=(14, 14), kind="bilinear")]
+    bins = ts.pool_grid(tokens, (24, 24), size=(6, 9), within=(8, 8), kind="max")
+    windows = ts.pool_windows(tokens, scores, (4, 12, 12), (2, 3, 3), temperature=0.1)
+    folded, runs = ts.space_to_depth(tokens, (24, 24)), ts.pool_runs(x.hidden, x.ids[:, :1] % 7, 64, 8)
+    return *grids, bins, windows, folded, runs, *ts.row_column_means(tokens.unflatten(1, (9, 64)))
+
+
 GROUPS: dict[str, Callable[[Given], tuple[Tensor, ...]]] = {
     "pruning": pruning,
     "scoring": scoring,
     "ragged": ragged,
     "similarity": similarity,
     "merging": merging,
+    "pooling": pooling,
 }

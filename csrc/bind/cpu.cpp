@@ -14,6 +14,7 @@
 #include "bind/merge_ops.h"
 #include "bind/pack_ops.h"
 #include "bind/pagerank_ops.h"
+#include "bind/pool_ops.h"
 #include "bind/prune_ops.h"
 #include "bind/quantile_ops.h"
 #include "bind/sample_ops.h"
@@ -120,6 +121,13 @@ struct CpuBackend {
   static Status merge(MergeParams& p, const Tensor& like) { return run(merge_plan_cpu, merge_cpu, p, like); }
   static Status merge_grad(MergeParams& p, const Tensor& like) { return run(merge_plan_cpu, merge_grad_cpu, p, like); }
 
+  static Status pool(PoolParams& p, const Tensor& like) { return run(pool_plan_cpu, pool_cpu, p, like); }
+  static Status pool_grad(PoolParams& p, const Tensor& like) { return run(pool_grad_plan_cpu, pool_grad_cpu, p, like); }
+  static Status runs(RunsParams& p, const Tensor& like) { return run(runs_plan_cpu, runs_cpu, p, like); }
+  static Status runs_grad(RunsParams& p, const Tensor& like) { return run(runs_plan_cpu, runs_grad_cpu, p, like); }
+  static Status means(MeansParams& p, const Tensor& like) { return run(means_plan_cpu, means_cpu, p, like); }
+  static Status means_grad(MeansParams& p, const Tensor& like) { return run(means_plan_cpu, means_grad_cpu, p, like); }
+
   static Status scatter_tokens(const ScatterParams& p, const Tensor&) { return scatter_cpu(p, level(), torch_threads); }
   static Status scatter_grad(const ScatterParams& p, const Tensor&) { return scatter_grad_cpu(p, level(), torch_threads); }
 
@@ -162,6 +170,12 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CPU, m) {
   m.impl("merge_by_label_backward", TORCH_BOX(&merge_by_label_backward<CpuBackend>));
   m.impl("sum_pairs", TORCH_BOX(&sum_pairs<CpuBackend>));
   m.impl("pair_dots", TORCH_BOX(&pair_dots<CpuBackend>));
+  m.impl("pool_grid", TORCH_BOX(&pool_grid<CpuBackend>));
+  m.impl("pool_grid_backward", TORCH_BOX(&pool_grid_backward<CpuBackend>));
+  m.impl("pool_runs", TORCH_BOX(&pool_runs<CpuBackend>));
+  m.impl("pool_runs_backward", TORCH_BOX(&pool_runs_backward<CpuBackend>));
+  m.impl("row_column_means", TORCH_BOX(&row_column_means<CpuBackend>));
+  m.impl("row_column_means_backward", TORCH_BOX(&row_column_means_backward<CpuBackend>));
   m.impl("pack_index", TORCH_BOX(&pack_index<CpuBackend>));
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CpuBackend>));
   m.impl("cosine_match", TORCH_BOX(&cosine_match<CpuBackend>));

@@ -7,6 +7,10 @@
 
 #define TS_COUNT_ARGUMENTS "SymInt capacity, SymInt min_k, SymInt? max_k, Tensor? candidates, Tensor? always_keep, int order"
 
+#define TS_POOL_ARGUMENTS                                                                                                                \
+  "SymInt n0, SymInt n1, SymInt n2, SymInt o0, SymInt o1, SymInt o2, SymInt w0, SymInt w1, SymInt w2, SymInt s0, SymInt s1, SymInt s2, " \
+  "Tensor? scores, float temperature, bool adaptive, int kind"
+
 STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def("attention_scores(Tensor query, Tensor key, " TS_SCORE_ARGUMENTS
         ", int activation, Tensor? head_weights, Tensor? accumulate) -> (Tensor, Tensor)");
@@ -57,6 +61,13 @@ STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def(
       "bipartite_match(Tensor metric, SymInt r, SymInt prefix, Tensor? sources, Tensor? targets, Tensor? keep, Tensor? bias, "
       "Tensor? candidates, int order) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("pool_grid(Tensor x, " TS_POOL_ARGUMENTS ") -> Tensor");
+  m.def("pool_grid_backward(Tensor grad, Tensor? x, Tensor? out, " TS_POOL_ARGUMENTS
+        ", bool x_wanted, bool scores_wanted) -> (Tensor, Tensor)");
+  m.def("pool_runs(Tensor x, Tensor starts, SymInt length, SymInt stride) -> Tensor");
+  m.def("pool_runs_backward(Tensor grad, Tensor starts, SymInt S, SymInt length, SymInt stride) -> Tensor");
+  m.def("row_column_means(Tensor x) -> (Tensor, Tensor)");
+  m.def("row_column_means_backward(Tensor rows_grad, Tensor columns_grad) -> Tensor");
   m.def("cpu_level() -> int");
   m.def("best_cpu_level() -> int");
   m.def("set_cpu_level(int level) -> ()");

@@ -120,6 +120,22 @@ def test_compile_bipartite_match(device: str) -> None:
             assert_equal(g, w, f"output {i} of {(B, N, r)}")
 
 
+def test_compile_pooling(device: str) -> None:
+    def pool(x: Tensor, h: int, w: int, scores: Tensor, starts: Tensor) -> tuple[Tensor, ...]:
+        y = x * 2
+        parts = ts.pool_grid(y, (h, w), window=2), ts.pool_grid(y, (h, w), size=(3, 2), kind="max")
+        resized = ts.pool_grid(y, (h, w), size=((h + 1) // 2, (w + 1) // 2), kind="bilinear")
+        weighted, folded = ts.pool_windows(y, scores, (h, w), (2, 3), temperature=0.1), ts.space_to_depth(y, (h, w), (2, 1))
+        return *parts, resized, weighted, folded, ts.pool_runs(y, starts, 6, 4), *ts.row_column_means(y.unflatten(1, (h, w)))
+
+    function = compiled(pool)
+    for B, h, w, C in ((2, 4, 9, 16), (3, 6, 5, 20), (4, 8, 7, 33)):
+        x, starts = normal(seeded(h), B, h * w, C, device=device), torch.tensor([[1]] * B, device=device)
+        given = (x, h, w, torch.rand(B, h * w, generator=seeded(w)).to(device), starts)
+        for i, (g, y) in enumerate(zip(function(*given), pool(*given), strict=True)):
+            assert_equal(g, y, f"output {i} of {(B, h, w, C)}")
+
+
 def test_compile_out_variant_writes_its_buffers(device: str) -> None:
     def fill(hidden: Tensor, index: Tensor, out: Tensor) -> Tensor:
         ts.gather_tokens_out([hidden], index, [out])

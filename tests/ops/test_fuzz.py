@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tokensieve as ts
 import torch
-from reference import density, inputs, similarity
+from reference import density, inputs, pool, similarity
 from reference.compare import assert_equal, assert_scores
 from reference.inputs import FLOATS, integer, log_uniform, normal, seeded
 from reference.ops import gather_tokens, prune_tokens, select_topk
@@ -223,6 +223,35 @@ def test_fuzz_knn_density(device: str) -> None:
             at = centers.cpu().clamp(min=0)
             reached, least = (d.gather(2, at.gather(1, t.clamp(min=0))[..., None]) for t in (labels, best))
             assert bool((reached <= least * (1 + 1e-4) + 1e-3).all()), what
+
+
+def test_fuzz_pooling(device: str) -> None:
+    for seed in range(SEED, SEED + CASES // 3):
+        generator = seeded(seed)
+        grid = tuple(log_uniform(generator, 1, 12) for _ in range(integer(generator, 1, 3)))
+        tokens = torch.Size(grid).numel()
+        x, _ = random_rows(generator, integer(generator, 1, 3), tokens, device)
+        size = tuple(log_uniform(generator, 1, 9) for _ in grid)
+        window, stride = tuple(integer(generator, 1, n) for n in grid), tuple(integer(generator, 1, 4) for _ in grid)
+        blocks = tuple(pick(generator, [b for b in range(1, n + 1) if n % b == 0]) for n in grid)
+        scores, T = torch.rand(x.shape[:2], generator=generator).to(device), 10 ** integer(generator, -2, 1)
+        what = describe(seed, x, grid=grid, size=size, window=window, stride=stride, temperature=T)
+        pairs = [(ts.pool_grid(x, grid, size=size, kind=k), pool.pool_grid(x, grid, size, kind=k)) for k in ("mean", "max", "bilinear")]
+        for kind in ("mean", "max"):
+            windows = ts.pool_grid(x, grid, window=window, stride=stride, kind=kind)
+            pairs.append((windows, pool.pool_grid(x, grid, None, window, stride, kind)))
+        weighted = ts.pool_windows(x, scores, grid, window, stride=stride, temperature=T)
+        pairs.append((weighted, pool.pool_windows(x, scores, grid, window, stride, T)))
+        for got, want in pairs:
+            pool.near(got, want, x.dtype, what, 2.0)
+        assert_equal(ts.space_to_depth(x, grid, blocks), pool.space_to_depth(x, grid, blocks), f"blocks {blocks} {what}")
+        length, steps = integer(generator, 1, tokens), integer(generator, 1, 9)
+        starts = [[i * length for i in range(tokens // length)] for _ in range(x.shape[0])]
+        runs = ts.pool_runs(x, torch.tensor(starts, device=device), length, steps)
+        pool.near(runs, pool.pool_runs(x, starts, length, steps), x.dtype, what)
+        video = x.unflatten(1, (grid[0], -1))
+        for got, axis in zip(ts.row_column_means(video), (2, 1), strict=True):
+            pool.near(got, video.double().mean(axis), x.dtype, what)
 
 
 def test_hypothesis_select_topk_any_floats() -> None:

@@ -71,3 +71,22 @@ def test_opcheck_similarity(dtype: torch.dtype, device: str) -> None:
     check(ops.nearest_center, b, torch.tensor([[3, 1], [-1, 0]], device=device))
     check(ops.select_diverse, b, 7, None, None, 0, 0)
     check(ops.select_diverse, b.clone().requires_grad_(), 12, mask, first, 1, 1)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_opcheck_pooling(dtype: torch.dtype, device: str) -> None:
+    x, scores = normal(seeded(1), 2, 24, 6, dtype=dtype, device=device).requires_grad_(), torch.rand(2, 24, device=device)
+    windows = (1, 4, 6, 1, 2, 3, 1, 2, 2, 1, 2, 2)
+    check(ops.pool_grid, x, *windows, None, 1.0, False, 0)
+    check(ops.pool_grid, x, 1, 4, 6, 1, 3, 4, 1, 4, 3, 1, 3, 2, None, 1.0, True, 1)
+    check(ops.pool_grid, x, 1, 4, 6, 1, 3, 9, 1, 4, 6, 1, 3, 9, None, 1.0, True, 2)
+    check(ops.pool_grid, x, *windows, scores.requires_grad_(), 0.5, False, 3)
+    check(ops.pool_grid, x, *windows, None, 1.0, False, 4)
+    grad, out = normal(seeded(2), 2, 6, 6, dtype=dtype, device=device), ops.pool_grid(x.detach(), *windows, None, 1.0, False, 1)
+    check(ops.pool_grid_backward, grad, x.detach(), out, *windows, None, 1.0, False, 1, True, False)
+    check(ops.pool_grid_backward, grad, None, None, *windows, None, 1.0, False, 0, True, False)
+    starts = torch.tensor([[2], [5]], device=device)
+    check(ops.pool_runs, x, starts, 9, 4)
+    check(ops.pool_runs_backward, normal(seeded(3), 2, 17, 6, dtype=dtype, device=device), starts, 24, 9, 4)
+    check(ops.row_column_means, normal(seeded(4), 2, 3, 4, 5, dtype=dtype, device=device).requires_grad_())
+    check(ops.row_column_means_backward, grad, grad[:, :2].contiguous())

@@ -12,6 +12,10 @@ SCORE = (
 )
 SCORE_EXTRAS = "int activation, Tensor? head_weights, Tensor? accumulate"
 COUNT = "SymInt capacity, SymInt min_k, SymInt? max_k, Tensor? candidates, Tensor? always_keep, int order"
+POOL = (
+    "SymInt n0, SymInt n1, SymInt n2, SymInt o0, SymInt o1, SymInt o2, SymInt w0, SymInt w1, SymInt w2, SymInt s0, SymInt s1, SymInt s2, "
+    "Tensor? scores, float temperature, bool adaptive, int kind"
+)
 SCHEMAS = {
     "attention_scores": f"(Tensor query, Tensor key, {SCORE}, {SCORE_EXTRAS}) -> (Tensor, Tensor)",
     "attention_lse": "(Tensor query, Tensor key, float? scale, bool causal, Tensor? bias, Tensor? query_positions) -> Tensor",
@@ -54,6 +58,12 @@ SCHEMAS = {
     "knn_density": "(Tensor x, SymInt k, Tensor? noise, Tensor? mask) -> (Tensor, Tensor)",
     "nearest_center": "(Tensor x, Tensor centers) -> Tensor",
     "select_diverse": "(Tensor x, SymInt k, Tensor? candidates, Tensor? first, int metric, int order) -> Tensor",
+    "pool_grid": f"(Tensor x, {POOL}) -> Tensor",
+    "pool_grid_backward": f"(Tensor grad, Tensor? x, Tensor? out, {POOL}, bool x_wanted, bool scores_wanted) -> (Tensor, Tensor)",
+    "pool_runs": "(Tensor x, Tensor starts, SymInt length, SymInt stride) -> Tensor",
+    "pool_runs_backward": "(Tensor grad, Tensor starts, SymInt S, SymInt length, SymInt stride) -> Tensor",
+    "row_column_means": "(Tensor x) -> (Tensor, Tensor)",
+    "row_column_means_backward": "(Tensor rows_grad, Tensor columns_grad) -> Tensor",
     "cpu_level": "() -> int",
     "best_cpu_level": "() -> int",
     "set_cpu_level": "(int level) -> ()",

@@ -7,8 +7,10 @@ from .complement import complement_index
 from .density import Clusters, cluster_tokens, knn_density, nearest_center
 from .diverse import select_diverse
 from .gather import gather_tokens, gather_tokens_out
+from .grids import pool_grid, pool_windows, space_to_depth
 from .lse import attention_lse
 from .match import MergePlan, bipartite_match
+from .means import pool_runs, row_column_means
 from .merge import Merged, assignment_matrix, merge_tokens, trace_tokens, unmerge_tokens
 from .nearest import Nearest, merge_into_nearest
 from .pack import Packed, pack_tokens, unpack_tokens
@@ -52,8 +54,12 @@ __all__ = [
     "merge_tokens",
     "nearest_center",
     "pack_tokens",
+    "pool_grid",
+    "pool_runs",
     "pool_scores",
+    "pool_windows",
     "prune_tokens",
+    "row_column_means",
     "run_labels",
     "scatter_tokens",
     "score_quantiles",
@@ -62,6 +68,7 @@ __all__ = [
     "select_samples",
     "select_threshold",
     "select_topk",
+    "space_to_depth",
     "trace_tokens",
     "tukey_fence",
     "unmerge_tokens",
