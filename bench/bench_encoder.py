@@ -96,4 +96,5 @@ def _vit_s(settings: Settings, batch: int) -> Case:
         targets=(Target(SHARE * ratio, UNPATCHED),) if batch == 8 else (),
         quick=batch == 1,
         call_only=True,
+        calls=True,
     )

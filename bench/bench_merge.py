@@ -108,6 +108,7 @@ def _layer(B: int, N: int, C: int, D: int, r: int, device: str) -> Case:
         bytes=B * ((2 * N - r) * C + N * D + 5 * N) * 4,
         flops=2 * B * (N // 2) * (N - N // 2) * D,
         quick=N < 600,
+        calls=True,
         targets=(Target(3, "eager code"),),
     )
 

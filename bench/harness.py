@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import machine
 
@@ -81,6 +82,7 @@ class Case:
     targets: tuple[Target, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)  # peers that cannot run, and why
     call_only: bool = False  # the time of a call is the question: no graph replay
+    calls: bool = False  # count the operator calls of every contender
 
 
 @dataclass
@@ -139,6 +141,32 @@ def compiled(fn: Function, inputs: Inputs) -> Function:
     out = torch.compile(fn, dynamic=False)
     out(*inputs)
     return out
+
+
+class OperatorCalls(TorchDispatchMode):
+    """Counts operators that compute something: neither views nor allocations. On a GPU each is a launch at least.
+
+    Example:
+        >>> with OperatorCalls() as counted:
+        ...     _ = torch.ones(4, 6).view(6, 4).sum(0) * 2
+        >>> counted.calls
+        3
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.calls += not (func.is_view or name.startswith("empty") or name in ("detach", "alias", "_unsafe_view", "lift_fresh"))
+        return func(*args, **(kwargs or {}))
+
+
+def count_calls(fn: Function, inputs: Inputs) -> int:
+    with OperatorCalls() as counted:
+        fn(*inputs)
+    return counted.calls
 
 
 def verify(case: Case, contenders: dict[str, Function], inputs: Inputs) -> None:
@@ -223,6 +251,7 @@ def measure(case: Case, settings: Settings, ceiling: dict[str, Any]) -> dict[str
             except Exception as error:  # whatever the compiler raises: the row stands without it
                 notes.append(f"torch.compile: does not compile here ({type(error).__name__})")
         verify(case, contenders, inputs)
+        calls = {name: count_calls(fn, inputs) for name, fn in contenders.items() if name != "torch.compile"} if case.calls else None
         gc.collect()
         gc.disable()
         try:
@@ -235,7 +264,8 @@ def measure(case: Case, settings: Settings, ceiling: dict[str, Any]) -> dict[str
                 modes = measure_cpu(case, contenders, inputs, settings)
         finally:
             gc.enable()
-    return make_row(case, modes, settings, ceiling, notes)
+    row = make_row(case, modes, settings, ceiling, notes)
+    return row if calls is None else {**row, "operator_calls": calls}
 
 
 def make_row(

@@ -48,7 +48,11 @@ def against(row: dict[str, Any]) -> str:
         return f"peak {size(row['peak_bytes'])}; " + ", ".join(peaks)
     if "overhead_us" in row:
         return f"{row['overhead_us']:+.2f} us over torch.add"
-    return ", ".join(f"{ratio(value)} {name}" for name, value in row["ratios"].items())
+    text = ", ".join(f"{ratio(value)} {name}" for name, value in row["ratios"].items())
+    if "operator_calls" in row:
+        own, *peers = row["operator_calls"].items()
+        text += f"; {own[1]} operator calls, " + ", ".join(f"{name} {calls}" for name, calls in peers)
+    return text
 
 
 def judged(row: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bench import __main__ as cli
-from bench import cases, checks, harness, machine, plot, report, store
+from bench import bench_merge, cases, checks, harness, machine, plot, report, store
 from bench.harness import OURS, Case, Settings, Target, Timing, WrongOutput
 from tools import gpu
 
@@ -69,6 +69,18 @@ def test_measure_row_holds_the_promised_fields() -> None:
     assert row["floor_us"] == pytest.approx(512 / 5e4)
     assert [t["met"] for t in row["targets"]] == [False, True]
     json.dumps(row)
+
+
+def test_operator_calls_are_counted_and_shown() -> None:
+    """Views and allocations do not count; ToMe's two ops are two calls."""
+    row = harness.measure(doubling(calls=True), QUICK, CEILING)
+    assert row["operator_calls"] == {OURS: 1, "other": 1}
+    assert "; 1 operator calls, other 1" in report.against(row)
+    assert "operator_calls" not in harness.measure(doubling(), QUICK, CEILING)
+    layer = next(case for case in bench_merge.build(QUICK) if case.calls)
+    inputs = layer.inputs(0)
+    assert harness.count_calls(layer.ours, inputs) == 2
+    assert harness.count_calls(layer.peers["eager code"], inputs) > 10
 
 
 @pytest.mark.parametrize("who", [OURS, "other"])
