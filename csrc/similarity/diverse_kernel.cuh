@@ -152,7 +152,140 @@ __device__ inline void emit_sorted(const uint32_t* words, int64_t count, int64_t
   for (int64_t slot = base + threadIdx.x; slot < K; slot += blockDim.x) out[slot] = -1;
 }
 
-// kItems tokens of a thread in registers; 0: any number, their distances in a.best.
+// What the threads of a picking block tell each other.
+struct PickShared {
+  uint64_t *leaders, *seconds;  // [32] best and second best key of a warp
+  float (*between)[33];         // distances of the leaders
+  int64_t* fresh;               // [32] tokens picked in this round
+  int* fresh_count;
+};
+
+// One image of a picking block. Token i * threads + me is the i-th of thread me.
+struct PickRow {
+  int64_t b, N;
+  const float *dots, *squares;
+  float* best;
+  uint32_t* picked;
+  int64_t* out;
+  int threads, me, lane, warp, warps;
+
+  __device__ __forceinline__ explicit PickRow(const Args& a) {
+    b = blockIdx.x, N = a.p.N;
+    dots = a.dots + b * N * N, squares = a.squares + b * N, best = a.best + b * N;
+    picked = a.picked + b * a.words, out = a.p.index + b * a.p.K;
+    threads = static_cast<int>(blockDim.x), me = static_cast<int>(threadIdx.x), lane = me % 32, warp = me / 32, warps = threads / 32;
+  }
+  __device__ __forceinline__ int64_t token(int i) const { return static_cast<int64_t>(i) * threads + me; }
+};
+
+// A thread's tokens and their distances to the nearest pick: kItems in registers; 0: any number, the distances in a.best.
+template <int kItems>
+struct Held {
+  float best[kItems > 0 ? kItems : 1], square[kItems > 0 ? kItems : 1];
+  uint32_t open = 0;  // kItems > 0: bit i: the i-th token exists and is not picked
+};
+// A constant where there are registers: a loop over fewer would index them.
+template <int kItems>
+__device__ __forceinline__ int items_of(const PickRow& row) {
+  return kItems > 0 ? kItems : static_cast<int>(ceil_div(row.N, row.threads));
+}
+
+// The keys of the first round: by the nearest other token, or the given one alone.
+template <int kItems>
+__device__ __forceinline__ TopTwo start_picking(const Args& a, const PickRow& row, Held<kItems>& held) {
+  const DiverseParams& p = a.p;
+  const int64_t wanted = p.first != nullptr ? p.first[row.b] : -1;
+  const bool given = wanted >= 0 && wanted < row.N && is_candidate(p, row.b, wanted);
+  TopTwo top;
+#pragma unroll
+  for (int i = 0; i < items_of<kItems>(row); ++i) {
+    const int64_t n = row.token(i);
+    const bool exists = n < row.N && is_candidate(p, row.b, n);
+    if constexpr (kItems > 0) {
+      held.best[i] = infinity();
+      held.square[i] = n < row.N ? row.squares[n] : 0.0f;
+      held.open |= exists ? 1u << i : 0u;
+    } else if (n < row.N) {
+      row.best[n] = exists ? infinity() : -1.0f;
+    }
+    if (exists) top.add(given ? (n == wanted ? key_of(0.0f, n) : 0) : key_of(a.nearest[row.b * row.N + n], n));
+  }
+  return top;
+}
+
+// Distances of the warps' leaders from each other: a warp's row of `between`.
+__device__ __forceinline__ void compare_leaders(const Args& a, const PickRow& row, const PickShared& s) {
+  if (s.leaders[row.warp] == 0) return;
+  const int64_t from = token_of(s.leaders[row.warp]);
+  const uint64_t other = row.lane < row.warps ? s.leaders[row.lane] : 0;
+  if (other == 0) return;
+  const int64_t to = token_of(other);
+  s.between[row.warp][row.lane] = distance(a.p.metric, row.dots[from * row.N + to], row.squares[from], row.squares[to]);
+}
+
+// The first warp picks leaders, farthest first, as long as no token that is not among them can be farther. `one`: no more than one.
+__device__ __forceinline__ void take_leaders(const Args& a, const PickRow& row, const PickShared& s, bool one, int64_t all) {
+  const int lane = row.lane;
+  uint64_t key = lane < row.warps ? s.leaders[lane] : 0;
+  const uint64_t bound = simt::warp::max(lane < row.warps ? s.seconds[lane] : uint64_t{0});
+  int taken = 0;
+  while (all + taken < a.p.K) {
+    const uint64_t most = simt::warp::max(key);
+    if (most == 0 || (taken > 0 && (one || most < bound))) break;
+    const int owner = __ffs(static_cast<int>(simt::warp::ballot(key == most))) - 1;
+    if (lane == 0) {
+      s.fresh[taken] = token_of(most);
+      row.out[all + taken] = token_of(most);
+    }
+    if (lane == owner) {
+      key = 0;
+    } else if (!one && key != 0 && s.between[owner][lane] < distance_of(key)) {
+      key = key_of(s.between[owner][lane], token_of(key));
+    }
+    ++taken;
+  }
+  if (lane == 0) *s.fresh_count = taken;
+}
+
+// The distances of a thread's tokens to one more pick, whose row of the matrix is read coalesced.
+template <int kItems>
+__device__ __forceinline__ void add_pick(const Args& a, const PickRow& row, Held<kItems>& held, int64_t pick) {
+  const float* dots = row.dots + pick * row.N;
+  const float of_pick = row.squares[pick];
+#pragma unroll
+  for (int i = 0; i < items_of<kItems>(row); ++i) {
+    const int64_t n = row.token(i);
+    if constexpr (kItems > 0) {
+      if ((held.open >> i & 1u) == 0) continue;
+      if (n == pick) {
+        held.open &= ~(1u << i);
+        continue;
+      }
+      const float d = distance(a.p.metric, dots[n], of_pick, held.square[i]);
+      held.best[i] = d < held.best[i] ? d : held.best[i];
+    } else {
+      if (n >= row.N || row.best[n] < 0.0f) continue;
+      const float d = n == pick ? -1.0f : distance(a.p.metric, dots[n], of_pick, row.squares[n]);
+      row.best[n] = d < row.best[n] ? d : row.best[n];
+    }
+  }
+}
+
+template <int kItems>
+__device__ __forceinline__ TopTwo best_keys(const PickRow& row, const Held<kItems>& held) {
+  TopTwo top;
+#pragma unroll
+  for (int i = 0; i < items_of<kItems>(row); ++i) {
+    const int64_t n = row.token(i);
+    if constexpr (kItems > 0) {
+      if ((held.open >> i & 1u) != 0) top.add(key_of(held.best[i], n));
+    } else if (n < row.N && row.best[n] >= 0.0f) {
+      top.add(key_of(row.best[n], n));
+    }
+  }
+  return top;
+}
+
 template <int kItems>
 __global__ void __launch_bounds__(kMaxThreads, 1) pick_kernel(const Args a) {
   SIMT_SHARED(uint64_t, leaders, [32]);
@@ -161,122 +294,38 @@ __global__ void __launch_bounds__(kMaxThreads, 1) pick_kernel(const Args a) {
   SIMT_SHARED(int64_t, fresh, [32]);
   SIMT_SHARED(int, fresh_count);
   SIMT_SHARED(uint32_t, warp_sums, [32]);
-  const DiverseParams& p = a.p;
-  const int64_t b = blockIdx.x, N = p.N;
-  const int threads = static_cast<int>(blockDim.x), me = static_cast<int>(threadIdx.x), lane = me % 32, warp = me / 32;
-  const int warps = threads / 32, items = kItems > 0 ? kItems : static_cast<int>(ceil_div(N, threads));
-  const float* dots = a.dots + b * N * N;
-  const float* squares = a.squares + b * N;
-  float* best = a.best + b * N;
-  uint32_t* picked = a.picked + b * a.words;
-  int64_t* out = p.index + b * p.K;
-  constexpr int kHeld = kItems > 0 ? kItems : 1;
-  float held[kHeld], square[kHeld];
-  uint32_t open = 0;  // kItems > 0: bit i: token i * threads + me exists and is not picked
+  const PickShared shared = {leaders, seconds, between, fresh, &fresh_count};
+  const PickRow row(a);
+  Held<kItems> held;
+  for (int64_t w = row.me; w < a.words; w += row.threads) row.picked[w] = 0;
 
-  for (int64_t w = me; w < a.words; w += threads) picked[w] = 0;
-  // The first round ranks by the nearest other token, or takes the given one.
-  const int64_t wanted = p.first != nullptr ? p.first[b] : -1;
-  const bool given = wanted >= 0 && wanted < N && is_candidate(p, b, wanted);
-  TopTwo top;
-#pragma unroll
-  for (int i = 0; i < items; ++i) {
-    const int64_t n = static_cast<int64_t>(i) * threads + me;
-    const bool exists = n < N && is_candidate(p, b, n);
-    if constexpr (kItems > 0) {
-      held[i] = infinity();
-      square[i] = n < N ? squares[n] : 0.0f;
-      open |= exists ? 1u << i : 0u;
-    } else if (n < N) {
-      best[n] = exists ? infinity() : -1.0f;
-    }
-    if (exists) top.add(given ? (n == wanted ? key_of(0.0f, n) : 0) : key_of(a.nearest[b * N + n], n));
-  }
-  bool first_round = true;
+  TopTwo top = start_picking(a, row, held);
   int64_t all = 0;  // picks so far, counted by every thread
-  for (;;) {
+  for (bool first_round = true;; first_round = false) {
     top = warp_top_two(top);
-    if (lane == 0) {
-      leaders[warp] = top.first;
-      seconds[warp] = top.second;
+    if (row.lane == 0) {
+      leaders[row.warp] = top.first;
+      seconds[row.warp] = top.second;
     }
     __syncthreads();
     const bool one = first_round || !a.lazy;  // nearest-other distances say nothing about each other
-    if (!one && leaders[warp] != 0) {
-      const int64_t from = token_of(leaders[warp]);
-      const uint64_t other = lane < warps ? leaders[lane] : 0;
-      if (other != 0) {
-        const int64_t to = token_of(other);
-        between[warp][lane] = distance(p.metric, dots[from * N + to], squares[from], squares[to]);
-      }
-    }
+    if (!one) compare_leaders(a, row, shared);
     __syncthreads();
-    if (warp == 0) {
-      uint64_t key = lane < warps ? leaders[lane] : 0;
-      const uint64_t bound = simt::warp::max(lane < warps ? seconds[lane] : uint64_t{0});
-      int taken = 0;
-      while (all + taken < p.K) {
-        const uint64_t most = simt::warp::max(key);
-        if (most == 0 || (taken > 0 && (one || most < bound))) break;
-        const int owner = __ffs(static_cast<int>(simt::warp::ballot(key == most))) - 1;
-        if (lane == 0) {
-          fresh[taken] = token_of(most);
-          out[all + taken] = token_of(most);
-        }
-        if (lane == owner) {
-          key = 0;
-        } else if (!one && key != 0 && between[owner][lane] < distance_of(key)) {
-          key = key_of(between[owner][lane], token_of(key));
-        }
-        ++taken;
-      }
-      if (lane == 0) fresh_count = taken;
-    }
+    if (row.warp == 0) take_leaders(a, row, shared, one, all);
     __syncthreads();
     const int taken = fresh_count;
     if (taken == 0) break;
     all += taken;
-    for (int q = me; q < taken; q += threads) atomicOr(&picked[fresh[q] / 32], 1u << (fresh[q] % 32));
-    top = TopTwo();
-    for (int q = 0; q < taken; ++q) {  // the newest picks' rows: coalesced, independent
-      const int64_t pick = fresh[q];
-      const float* row = dots + pick * N;
-      const float of_pick = squares[pick];
-#pragma unroll
-      for (int i = 0; i < items; ++i) {
-        const int64_t n = static_cast<int64_t>(i) * threads + me;
-        if constexpr (kItems > 0) {
-          if ((open >> i & 1u) == 0) continue;
-          if (n == pick) {
-            open &= ~(1u << i);
-            continue;
-          }
-          const float d = distance(p.metric, row[n], of_pick, square[i]);
-          held[i] = d < held[i] ? d : held[i];
-        } else {
-          if (n >= N || best[n] < 0.0f) continue;
-          const float d = n == pick ? -1.0f : distance(p.metric, row[n], of_pick, squares[n]);
-          best[n] = d < best[n] ? d : best[n];
-        }
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < items; ++i) {
-      const int64_t n = static_cast<int64_t>(i) * threads + me;
-      if constexpr (kItems > 0) {
-        if ((open >> i & 1u) != 0) top.add(key_of(held[i], n));
-      } else if (n < N && best[n] >= 0.0f) {
-        top.add(key_of(best[n], n));
-      }
-    }
-    first_round = false;
-    if (all >= p.K) break;
+    for (int q = row.me; q < taken; q += row.threads) atomicOr(&row.picked[fresh[q] / 32], 1u << (fresh[q] % 32));
+    for (int q = 0; q < taken; ++q) add_pick(a, row, held, fresh[q]);
+    top = best_keys(row, held);
+    if (all >= a.p.K) break;
   }
   __syncthreads();
-  if (p.order == DiverseOrder::kPosition) {
-    emit_sorted(picked, a.words, p.K, out, warp_sums);
+  if (a.p.order == DiverseOrder::kPosition) {
+    emit_sorted(row.picked, a.words, a.p.K, row.out, warp_sums);
   } else {
-    for (int64_t slot = all + me; slot < p.K; slot += threads) out[slot] = -1;
+    for (int64_t slot = all + row.me; slot < a.p.K; slot += row.threads) row.out[slot] = -1;
   }
 }
 
