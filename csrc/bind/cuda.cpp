@@ -18,6 +18,7 @@
 #include "bind/merge_ops.h"
 #include "bind/pack_ops.h"
 #include "bind/pagerank_ops.h"
+#include "bind/pool_ops.h"
 #include "bind/prune_ops.h"
 #include "bind/quantile_ops.h"
 #include "bind/sample_ops.h"
@@ -141,6 +142,12 @@ struct CudaBackend {
 
   static Status merge(MergeParams& p, const Tensor& like) { return run(merge_plan_cuda, merge_cuda, p, like); }
   static Status merge_grad(MergeParams& p, const Tensor& like) { return run(merge_grad_plan_cuda, merge_grad_cuda, p, like); }
+  static Status pool(PoolParams& p, const Tensor& like) { return run(pool_plan_cuda, pool_cuda, p, like); }
+  static Status pool_grad(PoolParams& p, const Tensor& like) { return run(pool_grad_plan_cuda, pool_grad_cuda, p, like); }
+  static Status runs(RunsParams& p, const Tensor& like) { return run(runs_plan_cuda, runs_cuda, p, like); }
+  static Status runs_grad(RunsParams& p, const Tensor& like) { return run(runs_grad_plan_cuda, runs_grad_cuda, p, like); }
+  static Status means(MeansParams& p, const Tensor& like) { return run(means_plan_cuda, means_cuda, p, like); }
+  static Status means_grad(MeansParams& p, const Tensor& like) { return run(means_grad_plan_cuda, means_grad_cuda, p, like); }
 
   static Status scatter_tokens(const ScatterParams& p, const Tensor& like) {
     return scatter_cuda(p, scatter_plan_cuda(p, device_info(like)), current_stream(like));
@@ -189,6 +196,12 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("merge_by_label_backward", TORCH_BOX(&merge_by_label_backward<CudaBackend>));
   m.impl("sum_pairs", TORCH_BOX(&sum_pairs<CudaBackend>));
   m.impl("pair_dots", TORCH_BOX(&pair_dots<CudaBackend>));
+  m.impl("pool_grid", TORCH_BOX(&pool_grid<CudaBackend>));
+  m.impl("pool_grid_backward", TORCH_BOX(&pool_grid_backward<CudaBackend>));
+  m.impl("pool_runs", TORCH_BOX(&pool_runs<CudaBackend>));
+  m.impl("pool_runs_backward", TORCH_BOX(&pool_runs_backward<CudaBackend>));
+  m.impl("row_column_means", TORCH_BOX(&row_column_means<CudaBackend>));
+  m.impl("row_column_means_backward", TORCH_BOX(&row_column_means_backward<CudaBackend>));
   m.impl("pack_index", TORCH_BOX(&pack_index<CudaBackend>));
   m.impl("prune_tokens", TORCH_BOX(&prune_tokens<CudaBackend>));
   m.impl("cosine_match", TORCH_BOX(&cosine_match<CudaBackend>));
