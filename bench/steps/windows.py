@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tokensieve import methods
+from tokensieve import methods, ops
 from tokensieve.methods import pvc, red_villm, stvit, stvit_layers, texthawk2
 from torch import Tensor
 from torch.nn import functional as F
@@ -58,8 +58,8 @@ def _texthawk2(settings: Settings) -> Case:
         return (cases.randn(seed, B, S * S, C, device=settings.device),)
 
     def ours(x: Tensor) -> tuple[Tensor]:
-        rows, columns = method.queries((S, S))
-        return (texthawk2.rearrange(texthawk2.pool_grid(x, (S, S), (rows, columns), "average"), columns, method.group),)
+        _, columns = method.queries((S, S))
+        return (texthawk2.rearrange(ops.pool_grid(x, (S, S), window=method.pool), columns, method.group),)
 
     def eager(x: Tensor) -> tuple[Tensor]:
         pooled = F.avg_pool2d(x.transpose(1, 2).reshape(B, C, S, S), method.pool)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .. import ops
 from .base import TensorMethod, require, require_ints
 
 
@@ -89,9 +90,4 @@ def space_to_depth(x: Tensor, grid: tuple[int, int], block: int = 2) -> Tensor:
         tensor([[[0., 1., 4., 5.],
                  [2., 3., 6., 7.]]])
     """
-    B, N, C = x.shape
-    h, w = grid
-    require(h * w == N, "space_to_depth", f"grid must have the {N} tokens of x", grid)
-    require(block >= 1 and h % block == 0 and w % block == 0, "space_to_depth", f"grid must be multiples of block={block}", grid)
-    squares = x.reshape(B, h // block, block, w // block, block, C).transpose(2, 3)
-    return squares.reshape(B, N // block**2, block**2 * C)
+    return ops.space_to_depth(x, grid, block)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from .. import ops
 from .base import TensorMethod, require, require_ints
 
 KINDS = ("bilinear", "average", "max")
@@ -79,14 +79,12 @@ def pool_grid(x: Tensor, grid: tuple[int, int], size: tuple[int, int], kind: str
     require(h * w == x.shape[1], "pool_grid", f"grid must have the {x.shape[1]} tokens of x", grid)
     require(min(size) >= 1, "pool_grid", "size must be 1 or more", size)
     require(kind in KINDS, "pool_grid", f"kind must be one of {', '.join(KINDS)}", kind)
-    image = x.view(x.shape[0], h, w, x.shape[2]).permute(0, 3, 1, 2)
     if kind == "bilinear":
-        out = F.interpolate(image, size, mode="bilinear", align_corners=False)
-    else:
-        require(rows <= h and columns <= w, "pool_grid", f"size must be at most {grid}", size)
-        window = (h // rows, w // columns)
-        out = (F.avg_pool2d if kind == "average" else F.max_pool2d)(image, window)[:, :, :rows, :columns]
-    return out.permute(0, 2, 3, 1).flatten(1, 2)
+        return ops.pool_grid(x, grid, size=size, kind="bilinear")
+    require(rows <= h and columns <= w, "pool_grid", f"size must be at most {grid}", size)
+    down, across = h // rows, w // columns
+    out = ops.pool_grid(x, grid, window=(down, across), kind="mean" if kind == "average" else "max")
+    return out.unflatten(1, (h // down, w // across))[:, :rows, :columns].flatten(1, 2)
 
 
 def pool_frames(frames: Tensor, method: LLaVAOneVision, newline: Tensor | None = None) -> Tensor:

@@ -80,7 +80,8 @@ def pool_sequence(hidden: Tensor, position_ids: Tensor, images: Sequence[Sequenc
     labels = [_labels(starts, S, length, stride) for starts in images]
     rows = max((max(row, default=-1) for row in labels), default=-1) + 1
     at = torch.tensor(labels, dtype=torch.int64, device=hidden.device).view(B, S)
-    out = ops.merge_by_label(hidden, at, rows)[0]
+    first = torch.tensor([list(starts) for starts in images], dtype=torch.int64, device=hidden.device).view(B, -1)
+    out = ops.pool_runs(hidden, first, length, stride)
     ids = position_ids.expand(B, -1)[..., None].contiguous()
     half = ids.half().float()  # as the official code averages them
     positions = ops.merge_by_label(half, at, rows)[0].half().long()
@@ -96,8 +97,7 @@ def pool_image(features: Tensor, stride: int) -> Tensor:
         >>> pool_image(torch.tensor([[[1.0], [3.0], [9.0]]]), 2)
         tensor([[[2.]]])
     """
-    B, V, C = features.shape
-    return features[:, : V // stride * stride].view(B, V // stride, stride, C).float().mean(2).to(features.dtype)
+    return ops.pool_grid(features, (features.shape[1],), window=stride)
 
 
 def _labels(starts: Sequence[int], S: int, length: int, stride: int) -> list[int]:

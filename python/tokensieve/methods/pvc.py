@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import ops
 from .base import TensorMethod, require, require_ints
-from .leopard import space_to_depth
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class AdaptiveCompression(nn.Module):
     def forward(self, frames: Tensor, grid: tuple[int, int], first: int = 0) -> Tensor:
         """(B, T, h * w, C) -> (B, T, tokens, out); first: number of the first frame, where a video comes in parts."""
         T = frames.shape[1]
-        folded = space_to_depth(frames.flatten(0, 1), grid, self.method.block).unflatten(0, (-1, T))
+        folded = ops.space_to_depth(frames.flatten(0, 1), grid, self.method.block).unflatten(0, (-1, T))
         known = frame_embedding(first + T, self.embedding, frames.device)[first:]
         scale, shift = self.time(known.to(frames.dtype))[:, None].chunk(2, -1)
         return self.mlp(self.norm(folded) * (1 + scale) + shift)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .base import TensorMethod, require
+from .. import ops
+from .base import TensorMethod
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def pool_axes(frames: Tensor) -> tuple[Tensor, Tensor]:
                  [5.]]]), tensor([[[2.],
                  [6.]]]))
     """
-    require(frames.dim() == 4 and min(frames.shape[1:3]) >= 1, "pool_axes", "frames must be (B, T, N, C), T and N 1 or more", frames.shape)
-    return frames.mean(1, dtype=torch.float32).to(frames.dtype), frames.mean(2, dtype=torch.float32).to(frames.dtype)
+    over_space, over_time = ops.row_column_means(frames)
+    return over_time, over_space
 
 
 class VideoAligner(nn.Module):

@@ -7,8 +7,8 @@ from operator import index
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from .. import ops
 from .base import TensorMethod, require, require_ints, require_numbers
 
 
@@ -75,16 +75,15 @@ def window_maxima(x: Tensor, grid: tuple[int, int], window: int = 7, sample: int
         x: (B, h * w, C), rows one after the other; grid: (h, w), multiples of window.
 
     Returns:
-        (B, windows, sample ** 2, C). The gradient goes to one maximum of a bin.
+        (B, windows, sample ** 2, C). The gradient goes to the first maximum of a bin.
 
     Example:
         >>> window_maxima(torch.arange(9.0).view(1, 9, 1), (3, 3), 3, 2).flatten()
         tensor([4., 5., 7., 8.])
     """
-    window, sample = static(window, sample)
-    images = windows_of(x, grid, window).unflatten(2, (window, window))
-    pooled = F.adaptive_max_pool2d(images.flatten(0, 1).permute(0, 3, 1, 2), sample)
-    return pooled.permute(0, 2, 3, 1).reshape(*images.shape[:2], sample**2, x.shape[2])
+    window, sample, h, w = static(window, sample, *grid)
+    small = (h // window * sample, w // window * sample)
+    return windows_of(ops.pool_grid(x, (h, w), size=small, within=(window, window), kind="max"), small, sample)
 
 
 def key_windows(grid: tuple[int, int], window: int = 7, key_window: int = 10, device: torch.device | str = "cpu") -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import ops
 from .base import TensorMethod, require, require_ints
-from .llava_ov_pool import pool_grid
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Compressor(nn.Module):
         """(B, tokens, out) from (B, h * w, C) levels of the encoder, the deepest first, which also proposes the queries."""
         require(len(levels) == len(self.q), self.method, f"levels must be {len(self.q)}", len(levels))
         small = self.method.queries(grid)
-        x = self.propose(pool_grid(levels[0], grid, small, "average"))
+        x = self.propose(ops.pool_grid(levels[0], grid, window=self.method.pool))
         where, there = self.positions(small).to(x.dtype), self.positions(grid).to(x.dtype)
         for level, norm, norm_kv, q, kv, proj in zip(levels, self.norms, self.norms_kv, self.q, self.kv, self.proj):
             query = q(norm(x) + where).unflatten(2, (self.heads, -1)).transpose(1, 2)
