@@ -122,3 +122,26 @@ def test_arrays_that_nobody_compares_are_named(folder: Path, capsys: pytest.Capt
     runner.test_golden("fastv_holdout_1")
     out = capsys.readouterr().out
     assert "torch.bfloat16: compared scores; not compared: mystery (neither taken nor returned by the adapter)" in out
+
+
+IDLE: list[tuple[str, dict[str, Any]]] = [
+    ("evit", {"keep_rates": [1.0], "fuse_token": True, "left_tokens": [44], "scale": 0.25}),
+    ("tome", {"r": [0], "class_token": True, "prop_attn": True}),
+    ("turbo", {"r": [0, 4], "alpha": 1.0, "beta": 0.5, "gamma": 5, "num_layer_start": 4, "r_threshold": 40, "scale": 0.25}),
+    ("turbo", {"r": [8], "alpha": 1.0, "beta": 1.0, "gamma": 0, "r_threshold": 80, "scale": 0.25}),
+    ("diffrate", {"prune_kept": [45], "merge_kept": [45]}),
+]
+
+
+@pytest.mark.parametrize(("name", "params"), IDLE)
+def test_a_layer_that_nothing_leaves(folder: Path, name: str, params: dict[str, Any]) -> None:
+    """The attention's output is all that changes the tokens; DiffRate's official code puts them in order all the same."""
+    torch.manual_seed(0)
+    x, (q, k, v) = exact(2, 45, 32), (exact(2, 2, 45, 16) for _ in range(3))
+    shares = (q.double() @ k.double().transpose(2, 3) * 0.25).softmax(-1)
+    after = x + (shares @ v.double()).transpose(1, 2).flatten(2)
+    if name == "diffrate":
+        order = torch.cat([torch.zeros(2, 1, dtype=torch.int64), 1 + shares[:, :, 0, 1:].mean(1).argsort(1, descending=True)], 1)
+        after = after.gather(1, order[..., None].expand_as(after))
+    write(folder, f"{name}_holdout_1", params, x0=x, l0_q=q, l0_k=k, l0_v=v, l0_x_out=after.float())
+    runner.test_golden(f"{name}_holdout_1")

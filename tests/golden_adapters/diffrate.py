@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from tokensieve import ops
-from tokensieve.methods import DiffRate
+from tokensieve.methods import BlockStep, DiffRate
 from tokensieve.methods.diffrate import importance_order, prune_and_merge
 
 from . import blocks
@@ -25,8 +25,11 @@ def _run(case: Case) -> dict[str, Any]:
         tokens = x + blocks.attention(q, k, v, q.shape[-1] ** -0.5, size)
         seen = blocks.view(case, layer, tokens, last)
         scores = seen.cls_scores()
-        last = blocks.run_step(method, seen)
-        plan = prune_and_merge(tokens, scores, kept, merged, size=size).plan
+        done = prune_and_merge(tokens, scores, kept, merged, size=size)
+        plan, step = done.plan, method.step(seen)
+        if step is None:  # nothing leaves: the method does nothing, the official code still puts tokens in order
+            step = BlockStep(done.tokens, plan.index, plan.inverse, done.size)
+        last = step
         order = importance_order(scores)
         leaving = order[:, merged - 1 : kept - 1]
         cosine = torch.zeros_like(scores).scatter(1, plan.source, plan.similarity)

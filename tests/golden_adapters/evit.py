@@ -21,7 +21,12 @@ def _run(case: Case) -> dict[str, Any]:
         seen = blocks.view(case, layer, leaves["x"] + attended, None)
         seen = type(seen)(**{**vars(seen), "query": leaves["q"], "key": leaves["k"]})
         scores = seen.cls_scores()
-        done = blocks.run_step(EViT(keep=p["keep_rates"][layer], fuse=p["fuse_token"]), seen)
+        done = EViT(keep=p["keep_rates"][layer], fuse=p["fuse_token"]).step(seen)
+        if done is None:  # everything stays, and there is no fused token
+            assert x.shape[1] - 1 == p["left_tokens"][layer]
+            x = seen.tokens.detach()
+            out |= {f"{name}cls_attn": scores[:, 1:].detach(), f"{name}x_out": x, f"{name}attn_out": attended.detach()}
+            continue
         index = done.index[:, 1 : done.index.shape[1] - p["fuse_token"]]
         assert index.shape[1] == p["left_tokens"][layer]
         rest = ops.complement_index(torch.cat([torch.zeros_like(index[:, :1]), index], 1), x.shape[1]) - 1

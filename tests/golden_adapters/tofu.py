@@ -16,8 +16,8 @@ from .tome import lists
 def _run(case: Case) -> dict[str, Any]:
     p, tokens = case.params, case.inputs["x"].float()
     prefix, N = int(p["class_token"]), tokens.shape[1]
-    r = ToFu(keep=p["ratio"]).merges(N - prefix)
-    assert r == p["r"]
+    r = min(ToFu(keep=p["ratio"]).merges(N - prefix), (N - prefix) // 2)
+    assert r == min(p["r"], (N - prefix) // 2)
     plan = match(case.inputs["metric"], r, prefix)
     modes = {f"out_{mode}": ops.merge_tokens(tokens, plan, mode=mode).tensors for mode in ("mean", "amax")}
     return {**lists(plan, prefix, N // 2), **modes, "out_tofu": merge_keeping_norm(tokens, plan)}

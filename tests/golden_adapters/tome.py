@@ -35,7 +35,13 @@ def _blocks(case: Case) -> dict[str, Any]:
         q, k, v = leaves["q"], leaves["k"], leaves["v"]
         attended = blocks.attention(q, k, v, p.get("scale", q.shape[-1] ** -0.5), size)
         seen = blocks.view(case, layer, leaves["x"] + attended, last, prefix=prefix)
-        last = blocks.run_step(method, seen)
+        done = method.step(seen)
+        if done is None:  # r = 0
+            x = seen.tokens.detach()
+            size = torch.ones(x.shape[:2]) if last is None else last.size
+            out |= {f"{name}attn_out": attended.detach(), f"{name}x_out": x, f"{name}size_out": size, f"{name}source": trace}
+            continue
+        last = done
         plan = match(case.inputs[f"{name}k"], x.shape[1] - last.index.shape[1], prefix)
         assert torch.equal(plan.index, last.index)
         trace = ops.trace_tokens(trace, plan)
