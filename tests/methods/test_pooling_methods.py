@@ -117,6 +117,7 @@ def test_pool_sequence_against_slices() -> None:
     assert x.grad[0, 10:12].abs().sum() == 0  # the rest behind the last whole average
     assert float(x.grad[0, 2, 0]) == 0.25
     assert torch.equal(pool_image(x[:, 2:12], 4)[0], out[0, 2:4])
+    assert pool_image(x[:, :3], 4).shape == (2, 0, 3)
 
 
 def test_pool_sequence_without_images_and_of_stride_one_copies() -> None:

@@ -97,7 +97,8 @@ def pool_image(features: Tensor, stride: int) -> Tensor:
         >>> pool_image(torch.tensor([[[1.0], [3.0], [9.0]]]), 2)
         tensor([[[2.]]])
     """
-    return ops.pool_grid(features, (features.shape[1],), window=stride)
+    V = features.shape[1]
+    return ops.pool_grid(features, (V,), window=stride) if stride <= V else features[:, :0]
 
 
 def _labels(starts: Sequence[int], S: int, length: int, stride: int) -> list[int]:

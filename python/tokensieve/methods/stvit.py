@@ -30,6 +30,7 @@ class STViT(TensorMethod):
     Differs from the official code: any map, not 14 x 14 alone: a key window stands around its window's middle, moved inside the map, which
     on 14 x 14 are the official ones; keys are normalised and projected once a token, not once a window that sees it. The DeiT variant of
     the paper was never published and is not here; relative positions and convolutional ones, off by default there, are not either.
+    Names of weights are ours: an official checkpoint needs a map of names.
 
     Example:
         >>> STViT().tokens((14, 14)), STViT(sample=4).tokens((28, 14))
