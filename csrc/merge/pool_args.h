@@ -40,12 +40,16 @@ static constexpr Tap<Int> bilinear_tap(const PoolAxisOf<Int>& a, Number<Int> o) 
   return token >= a.in - 1 ? Tap<Int>{a.in - 1, 0} : Tap<Int>{token, at - token * 2 * a.out};
 }
 
-// The weight of token i in output o, 0 where o does not cover i.
+// The weight of token i in output o, 0 where o does not cover i. The position is rounded to float32 as in F.interpolate (the side's ratio,
+// then the position; the product in between is exact in double), so that weights are torch's bits.
 template <typename Int>
 static constexpr float bilinear_weight(const PoolAxisOf<Int>& a, Number<Int> o, Number<Int> i) {
   const Tap<Int> tap = bilinear_tap(a, o);
-  const float upper = static_cast<float>(tap.rest) / static_cast<float>(2 * a.out);
-  return i == tap.token ? 1.0f - upper : i == tap.token + 1 ? upper : 0.0f;
+  if (tap.rest == 0) return i == tap.token ? 1.0f : 0.0f;
+  const float ratio = static_cast<float>(a.in) / static_cast<float>(a.out);
+  const float upper = static_cast<float>(static_cast<double>(ratio) * (static_cast<double>(o) + 0.5) - 0.5) - static_cast<float>(tap.token);
+  const float inside = upper < 0.0f ? 0.0f : upper > 1.0f ? 1.0f : upper;
+  return i == tap.token ? 1.0f - inside : i == tap.token + 1 ? inside : 0.0f;
 }
 
 // Tokens that output o covers: [begin, end). Never empty.

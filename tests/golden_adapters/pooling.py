@@ -46,6 +46,5 @@ def _leopard(case: Case) -> dict[str, Any]:
 
 
 LLAVOLTA = Adapter("llavolta", ("hidden", "position_ids", "image_features"), _llavolta, half=False)
-# The vectors' own bilinear taps are float32 positions: 3e-6 from float64, ours 4e-7.
-LLAVA_OV_POOL = Adapter("llava_ov_pool", ("features",), _llava_ov_pool, half=False, atol=5e-6)
+LLAVA_OV_POOL = Adapter("llava_ov_pool", ("features",), _llava_ov_pool, half=False)
 LEOPARD = Adapter("leopard", ("image_sizes", "features"), _leopard, half=False)

@@ -77,17 +77,21 @@ def pool_sequence(hidden: Tensor, position_ids: Tensor, images: Sequence[Sequenc
     require(stride >= 1, "pool_sequence", "stride must be 1 or more", stride)
     require(len(images) == B, "pool_sequence", f"images must have a list for each of {B} samples", len(images))
     require(len({len(starts) for starts in images}) <= 1, "pool_sequence", "images must be as many in every sample", images)
-    labels = [_labels(starts, S, length, stride) for starts in images]
-    rows = max((max(row, default=-1) for row in labels), default=-1) + 1
-    at = torch.tensor(labels, dtype=torch.int64, device=hidden.device).view(B, S)
-    first = torch.tensor([list(starts) for starts in images], dtype=torch.int64, device=hidden.device).view(B, -1)
-    out = ops.pool_runs(hidden, first, length, stride)
-    ids = position_ids.expand(B, -1)[..., None].contiguous()
-    half = ids.half().float()  # as the official code averages them
-    positions = ops.merge_by_label(half, at, rows)[0].half().long()
-    text = ops.merge_by_label(torch.ones_like(half), at, rows, mode="sum")[0] == 1
-    exact = ops.merge_by_label(ids, at, rows, mode="amax")[0]
-    return out, torch.where(text, exact, positions)[..., 0]
+    for starts in images:
+        _check_starts(starts, S, length)
+    count = len(images[0]) if B else 0
+    at = torch.tensor([list(row) for row in images], dtype=torch.int64).view(B, count).to(hidden.device)
+    out = ops.pool_runs(hidden, at, length, stride)
+    if stride == 1:
+        return out, position_ids.expand(B, -1).clone()
+    ids = position_ids.expand(B, -1)
+    both = torch.stack([ids.float(), ids.half().float()], -1)  # text exactly (to 2^24), images as the official code averages them
+    exact, half = ops.pool_runs(both, at, length, stride).unbind(-1)
+    kept = length // stride
+    first = at - torch.arange(count, device=at.device) * (length - kept)  # where an image begins in the output
+    after = torch.arange(out.shape[1], device=at.device)[:, None] - first[:, None]
+    pooled = ((after >= 0) & (after < kept)).any(-1)
+    return out, torch.where(pooled, half.half().long(), exact.long())
 
 
 def pool_image(features: Tensor, stride: int) -> Tensor:
@@ -101,17 +105,9 @@ def pool_image(features: Tensor, stride: int) -> Tensor:
     return ops.pool_grid(features, (V,), window=stride) if stride <= V else features[:, :0]
 
 
-def _labels(starts: Sequence[int], S: int, length: int, stride: int) -> list[int]:
-    """The output row of every token of a sample, -1 = dropped."""
-    labels: list[int] = []
-    row, at = 0, 0
-    for start in [*starts, S]:
-        require(at <= start <= S, "pool_sequence", f"images must be in order and inside the {S} tokens, one start is", start)
-        labels += range(row, row + start - at)
-        row, at = row + start - at, start
-        if start < S:
-            require(start + length <= S, "pool_sequence", f"images must end inside the {S} tokens, one starts at", start)
-            kept = length // stride
-            labels += [row + i // stride if i // stride < kept else -1 for i in range(length)]
-            row, at = row + kept, start + length
-    return labels
+def _check_starts(starts: Sequence[int], S: int, length: int) -> None:
+    free = 0
+    for start in starts:
+        require(free <= start <= S, "pool_sequence", f"images must be in order and inside the {S} tokens, one start is", start)
+        require(start + length <= S, "pool_sequence", f"images must end inside the {S} tokens, one starts at", start)
+        free = start + length
