@@ -37,8 +37,8 @@ struct NearestParams {
 
 // Distances are Euclidean over sqrt(C). Products of rows (on the CPU and in float32 less the image's mean row) tell which tokens may be the
 // nearest, within a bound of their rounding errors; sums of squared differences decide among those and are what is reported, ties to the
-// lowest index. So tokens that are nearly alike keep their order and their digits, and tokens of the same values are at 0. A token with a
-// NaN or an infinity is at an infinite distance from all others: density 0 for k > 1.
+// lowest index (CUDA, k > 32: products alone choose the k nearest). So tokens that are nearly alike keep their order and their digits, and
+// tokens of the same values are at 0. A token with a NaN or an infinity is at an infinite distance from all others: density 0 for k > 1.
 //   density[i] = exp(-mean of the k smallest d(i, j)^2, i itself among them) + 1e-6 noise[i], 0 for padding
 //   distance[i] = min over denser j of d(i, j), else the largest finite distance of the image; never more than that
 // Denser: density[j] > density[i]; without noise also an equal one where j < i, so that of two nearest neighbours the first leads. Padding never is.

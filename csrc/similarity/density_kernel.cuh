@@ -3,11 +3,11 @@
 //
 // Algorithm: (0) float32 alone, center_kernel: tokens less their mean; (1) gram_kernel (gram.cuh): products of all pairs, half of them
 //   computed; (2) sums_kernel, a warp a row: the k smallest squared distances, one a lane (a ballot finds what enters: k ln(N / k) of N on
-//   random data), their values again from differences, and the row's largest; k > 32: a bisection of the distances' bits; (3)
-//   finish_kernel, a block an image: densities and the largest distance; (4) denser_kernel, a warp a row: the nearest denser token and its
-//   distance from differences. A matrix beyond 8 GiB: strips of its rows, (1) and (2), and again (1) and (4).
+//   random data), and the row's largest; k > 32: a bisection of the distances' bits; (3) finish_kernel, a block an image: densities and the
+//   largest distance; (4) denser_kernel, a warp a row: the nearest denser token. Products say which tokens (2) and (4) may mean, differences
+//   decide among them and are what is summed (k > 32: summed alone). A matrix beyond 8 GiB: strips of its rows, (1) and (2), and again (1) and (4).
 //   nearest_center: centers_kernel, squares of the centres; label_kernel: 64 tokens x all tiles of centres, the best of a thread's two rows
-//   in registers; own_kernel: centres get their own label.
+//   in registers, differences where products cannot tell; own_kernel: centres get their own label.
 // Work: N^2 C flops, 4 N^2 bytes written and read twice from L2, (k + 1) N rows of C. Floor on H200, 2880 x 1024 bfloat16: 11 us of tensor
 //   cores (790 TF/s), 33 MB through L2 three times 20 us. ESTIMATE, nothing was measured: 70 us. Bound by L2.
 // Deterministic: fixed orders, no atomics. Ties to the lowest index.
@@ -52,13 +52,20 @@ __device__ __forceinline__ float squared_distance(float dot, float a, float b) {
   return d == d ? (d > 0.0f ? d : 0.0f) : infinity();
 }
 
+// By how much of a + b it may be off: a dot product by C roundings, a + b and two dots by as much each.
+__device__ __forceinline__ float doubt_of(int64_t C) { return static_cast<float>(2 * C + 16) * 0x1p-24f; }
+
+__device__ __forceinline__ uint64_t pack_key(float distance, int64_t token) {
+  return static_cast<uint64_t>(__float_as_uint(distance)) << 32 | static_cast<uint32_t>(token);
+}
+
 __device__ __forceinline__ bool is_real(const DensityParams& p, int64_t b, int64_t n) {
   return p.mask == nullptr || p.mask[b * p.mask_stride + n] != 0;
 }
 
 // |x_i - x_j|^2 by a warp; infinite where it is no number.
-template <typename T>
-__device__ __forceinline__ float difference(const DensityParams& p, int64_t b, int64_t i, int64_t j) {
+template <typename T, typename Params>
+__device__ __forceinline__ float difference(const Params& p, int64_t b, int64_t i, int64_t j) {
   const T* const base = static_cast<const T*>(p.x) + b * p.x_stride[0];
   const T *const own = base + i * p.x_stride[1], *const other = base + j * p.x_stride[1];
   float sum = 0.0f;
@@ -95,12 +102,16 @@ static __global__ void __launch_bounds__(kThreads)
 }
 
 // ---- (2) the nearest tokens ------------------------------------------------------------------------------------------------------------
+struct Bounds {
+  float least, most;
+};
+
 // A warp's row of the matrix: squared distances from token i.
 struct Row {
   const DensityParams& p;
   const float *dots, *squares;
   int64_t b, i;
-  float own;
+  float own, doubt;
 
   __device__ Row(const Args& a, int64_t at) : p(a.p) {
     b = a.first_image + at / a.rows;
@@ -108,49 +119,74 @@ struct Row {
     dots = a.dots + at * p.N;
     squares = a.squares + b * p.N;
     own = squares[i];
+    doubt = doubt_of(p.C);
   }
   __device__ __forceinline__ float distance(int64_t j) const { return j == i ? 0.0f : squared_distance(dots[j], own, squares[j]); }
-  // Distance and token: smaller is nearer, then lower. All ones: no token.
-  __device__ __forceinline__ uint64_t key(int64_t j) const {
-    if (j >= p.N || !is_real(p, b, j)) return ~uint64_t{0};
-    return static_cast<uint64_t>(__float_as_uint(distance(j))) << 32 | static_cast<uint32_t>(j);
+  __device__ __forceinline__ Bounds bounds(int64_t j) const {
+    const float d = distance(j), off = doubt * (own + squares[j]);
+    if (!(d < infinity())) return {d, d};
+    return {d > off ? d - off : 0.0f, d + off};
   }
+  __device__ __forceinline__ bool is_other(int64_t j) const { return j < p.N && j != i && is_real(p, b, j); }
+  // Distance and token: smaller is nearer, then lower. All ones: no other token.
+  __device__ __forceinline__ uint64_t key(int64_t j) const { return is_other(j) ? pack_key(distance(j), j) : ~uint64_t{0}; }
 };
 
-__device__ __forceinline__ int64_t token_of(uint64_t key) { return static_cast<int64_t>(static_cast<uint32_t>(key)); }
+// x enters the list, which has one place a lane in ascending order.
+__device__ __forceinline__ void insert_one(uint64_t& list, uint64_t x) {
+  const int place = __popc(simt::warp::ballot(list < x));
+  const uint64_t shifted = simt::warp::shfl_up(list, 1);
+  if (lane_of_thread() >= place) list = lane_of_thread() == place ? x : shifted;
+}
 
-// Keys below the list's place `keep - 1` enter it, a lane holds one place in ascending order.
+// Keys below the list's place `keep - 1` enter it.
 __device__ __forceinline__ void insert(uint64_t& list, int keep, uint64_t key) {
   uint64_t last = simt::warp::shfl(list, keep - 1);
   unsigned pending = simt::warp::ballot(key < last);
-  while (pending != 0) {
-    const int source = __ffs(static_cast<int>(pending)) - 1;
-    pending &= pending - 1;
-    const uint64_t x = simt::warp::shfl(key, source);
+  for (; pending != 0; pending &= pending - 1) {
+    const uint64_t x = simt::warp::shfl(key, __ffs(static_cast<int>(pending)) - 1);
     if (!(x < last)) continue;
-    const int place = __popc(simt::warp::ballot(list < x));
-    const uint64_t shifted = simt::warp::shfl_up(list, 1);
-    if (lane_of_thread() >= place) list = lane_of_thread() == place ? x : shifted;
+    insert_one(list, x);
     last = simt::warp::shfl(list, keep - 1);
   }
 }
+
+__device__ __forceinline__ unsigned distance_bits(uint64_t key) { return static_cast<unsigned>(key >> 32); }
 
 struct Near {
   float sum = 0.0f;
   int64_t have = 0;
 };
 
+// The k - 1 nearest other tokens. All of those that may be among them, as the products say, are measured.
 template <typename T>
 __device__ __forceinline__ Near nearest_by_list(const Row& row) {
-  const int keep = static_cast<int>(row.p.k);
-  uint64_t list = ~uint64_t{0};
-  for (int64_t j = lane_of_thread(); j < row.p.N + lane_of_thread(); j += 32) insert(list, keep, row.key(j));
+  const int keep = static_cast<int>(row.p.k) - 1;
   Near near;
+  if (keep == 0) return near;
+  uint64_t list = ~uint64_t{0};
+  for (int64_t first = 0; first < row.p.N; first += 32) {
+    const int64_t j = first + lane_of_thread();
+    insert(list, keep, row.is_other(j) ? pack_key(row.bounds(j).most, j) : ~uint64_t{0});
+  }
+  const unsigned limit = distance_bits(simt::warp::shfl(list, keep - 1));  // all ones: there are fewer
+  uint64_t last = list = ~uint64_t{0};
+  for (int64_t first = 0; first < row.p.N; first += 32) {
+    const int64_t j = first + lane_of_thread();
+    const unsigned least = row.is_other(j) ? __float_as_uint(row.bounds(j).least) : ~0u;
+    unsigned pending = simt::warp::ballot(least <= limit && least < distance_bits(last));
+    for (; pending != 0; pending &= pending - 1) {
+      const int source = __ffs(static_cast<int>(pending)) - 1;
+      if (simt::warp::shfl(least, source) >= distance_bits(last)) continue;
+      insert_one(list, pack_key(difference<T>(row.p, row.b, row.i, first + source), first + source));
+      last = simt::warp::shfl(list, keep - 1);
+    }
+  }
   for (int n = 0; n < keep; ++n) {
     const uint64_t key = simt::warp::shfl(list, n);
     if (key == ~uint64_t{0}) break;
     ++near.have;
-    if (token_of(key) != row.i) near.sum += difference<T>(row.p, row.b, row.i, token_of(key));
+    near.sum += __uint_as_float(distance_bits(key));
   }
   return near;
 }
@@ -165,9 +201,9 @@ __device__ __forceinline__ int64_t count_up_to(const Row& row, uint64_t limit) {
 template <typename T>
 __device__ __forceinline__ Near nearest_by_bisection(const Row& row) {
   Near near;
-  uint64_t low = 0, high = uint64_t{0x7f800001} << 32;  // the limit is in (low - 1, high]: every key of a real token is below high
+  uint64_t low = 0, high = uint64_t{0x7f800001} << 32;  // the limit is in (low - 1, high]: every key of another token is below high
   near.have = count_up_to(row, high);
-  near.have = near.have < row.p.k ? near.have : row.p.k;
+  near.have = near.have < row.p.k - 1 ? near.have : row.p.k - 1;
   while (low < high) {
     const uint64_t middle = low + (high - low) / 2;
     if (count_up_to(row, middle) >= near.have) {
@@ -179,8 +215,7 @@ __device__ __forceinline__ Near nearest_by_bisection(const Row& row) {
   for (int64_t first = 0; first < row.p.N; first += 32) {
     unsigned taken = simt::warp::ballot(row.key(first + lane_of_thread()) <= high);
     for (; taken != 0; taken &= taken - 1) {
-      const int64_t j = first + __ffs(static_cast<int>(taken)) - 1;
-      if (j != row.i) near.sum += difference<T>(row.p, row.b, row.i, j);
+      near.sum += difference<T>(row.p, row.b, row.i, first + __ffs(static_cast<int>(taken)) - 1);
     }
   }
   return near;
@@ -201,7 +236,7 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const Args a) {
   if (lane_of_thread() != 0) return;
   const int64_t to = row.b * a.p.N + row.i;
   a.sums[to] = near.sum;
-  a.missing[to] = static_cast<float>(a.p.k - near.have);
+  a.missing[to] = static_cast<float>(a.p.k - 1 - near.have);
   a.largest[to] = largest;
 }
 
@@ -252,19 +287,25 @@ __global__ void __launch_bounds__(kThreads) denser_kernel(const Args a) {
   const DensityParams& p = a.p;
   const float* const density = a.density + row.b * p.N;
   const float own = density[row.i] > 0.0f ? density[row.i] : 0.0f;
-  uint64_t nearest = ~uint64_t{0};
+  const auto is_denser = [&](int64_t j) {
+    if (j >= p.N) return false;
+    return density[j] > own || (p.noise == nullptr && density[j] == own && j < row.i);
+  };
+  float bound = infinity(), best = infinity();
   for (int64_t j = lane_of_thread(); j < p.N; j += 32) {
-    const float other = density[j];
-    if (!(other > own || (p.noise == nullptr && other == own && j < row.i))) continue;
-    const uint64_t key = row.key(j);
-    nearest = key < nearest ? key : nearest;
+    if (is_denser(j)) bound = fminf(bound, row.bounds(j).most);
   }
-  nearest = simt::warp::min(nearest);
+  bound = simt::warp::min(bound);
+  for (int64_t first = 0; bound < infinity() && first < p.N; first += 32) {
+    const float least = is_denser(first + lane_of_thread()) ? row.bounds(first + lane_of_thread()).least : infinity();
+    unsigned pending = simt::warp::ballot(least <= bound && least < best);
+    for (; pending != 0; pending &= pending - 1) {
+      const int source = __ffs(static_cast<int>(pending)) - 1;
+      if (simt::warp::shfl(least, source) < best) best = fminf(best, difference<T>(p, row.b, row.i, first + source));
+    }
+  }
   float distance = a.most[row.b];
-  if (nearest != ~uint64_t{0}) {
-    const float squared = difference<T>(p, row.b, row.i, token_of(nearest));
-    distance = fminf(distance, p.C > 0 ? sqrtf(squared / static_cast<float>(p.C)) : 0.0f);
-  }
+  if (best < infinity()) distance = fminf(distance, p.C > 0 ? sqrtf(best / static_cast<float>(p.C)) : 0.0f);
   if (lane_of_thread() == 0) p.distance[row.b * p.N + row.i] = distance;
 }
 
@@ -282,6 +323,19 @@ struct Centers {
   __device__ __forceinline__ int64_t place(int64_t row) const { return list[row] < N ? list[row] : -1; }
 };
 
+// x . x of a token, by a warp.
+template <typename T>
+__device__ __forceinline__ float square_of(const NearestArgs& a, int64_t b, int64_t token) {
+  const T* const row = static_cast<const T*>(a.x) + b * a.batch_stride + token * a.row_stride;
+  float sum = 0.0f;
+#pragma unroll 4
+  for (int64_t c = lane_of_thread(); c < a.p.C; c += 32) {
+    const float value = similarity::to_float(row[c]);
+    sum = fmaf(value, value, sum);
+  }
+  return simt::warp::sum(sum);
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads) centers_kernel(const NearestArgs a) {
   const NearestParams& p = a.p;
@@ -289,31 +343,55 @@ __global__ void __launch_bounds__(kThreads) centers_kernel(const NearestArgs a) 
   if (at >= p.B * p.K) return;
   const int64_t token = p.centers[at];
   const bool exists = token >= 0 && token < p.N;
-  const T* const row = static_cast<const T*>(a.x) + at / p.K * a.batch_stride + (exists ? token : 0) * a.row_stride;
-  float sum = 0.0f;
-#pragma unroll 4
-  for (int64_t c = lane_of_thread(); c < p.C; c += 32) {
-    const float value = similarity::to_float(row[c]);
-    sum = fmaf(value, value, sum);
-  }
-  sum = simt::warp::sum(sum);
-  if (lane_of_thread() == 0) a.squares[at] = exists ? sum : infinity();
+  const float square = square_of<T>(a, at / p.K, exists ? token : 0);
+  if (lane_of_thread() == 0) a.squares[at] = !exists ? infinity() : square < infinity() ? square : __uint_as_float(0x7fc00000u);
 }
 
+// The centre that may be the nearest one to a token, and how near another may be.
 struct Label {
-  float distance = infinity();
-  int64_t place = -1;
-  // Less of its own square a token's distance to a centre is square - 2 dot. The lowest place of equals; no number is infinitely far.
-  __device__ __forceinline__ void meet(float square, float dot, int64_t center) {
+  float own = infinity();                         // the token's square; distances are without it
+  float least = infinity(), second = infinity();  // the two smallest that a distance may be
+  float bound = infinity();                       // the smallest that one may be at most
+  int place = -1;
+
+  // square: of the centre, infinite where there is none. No number is infinitely far.
+  __device__ __forceinline__ void meet(float square, float dot, int center, float doubt) {
     if (square == infinity()) return;
-    float d = square - (dot + dot);
-    d = d == d ? d : infinity();
-    if (place < 0 || d < distance || (d == distance && center < place)) {
-      distance = d;
-      place = center;
-    }
+    const float d = square - (dot + dot), off = doubt * (own + square);
+    const bool near = d == d && off < infinity();
+    take(near ? d - off : infinity(), center);
+    bound = fminf(bound, near ? d + off : infinity());
   }
+  __device__ __forceinline__ void take(float value, int center) {
+    const bool first = place < 0 || value < least || (value == least && center < place);
+    second = fminf(second, first ? least : value);
+    least = first ? value : least;
+    place = first ? center : place;
+  }
+  __device__ __forceinline__ void meet_lane(int lane_mask) {
+    const float other = simt::tile<4>::shfl_xor(least, lane_mask), next = simt::tile<4>::shfl_xor(second, lane_mask);
+    const int center = simt::tile<4>::shfl_xor(place, lane_mask);
+    bound = fminf(bound, simt::tile<4>::shfl_xor(bound, lane_mask));
+    if (center >= 0) take(other, center);
+    second = fminf(second, next);
+  }
+  __device__ __forceinline__ bool unsure() const { return bound < infinity() && second <= bound; }
 };
+
+// The nearest centre by differences, of a warp's token.
+template <typename T>
+__device__ __forceinline__ int64_t nearest_by_differences(const NearestParams& p, int64_t b, int64_t token) {
+  int64_t place = -1;
+  float least = infinity();
+  for (int64_t c = 0; c < p.K && least > 0.0f; ++c) {
+    const int64_t center = p.centers[b * p.K + c];
+    if (center < 0 || center >= p.N) continue;
+    const float d = difference<T>(p, b, token, center);
+    if (d < least) place = c;
+    least = fminf(least, d);
+  }
+  return place;
+}
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) label_kernel(const NearestArgs a) {
@@ -322,7 +400,14 @@ __global__ void __launch_bounds__(kThreads) label_kernel(const NearestArgs a) {
   const int64_t b = blockIdx.x / a.tiles, first = static_cast<int64_t>(blockIdx.x % a.tiles) * kTile;
   const T* const base = static_cast<const T*>(a.x) + b * a.batch_stride;
   const int g = lane_of_thread() / 4, t = lane_of_thread() % 4;
+  const float doubt = doubt_of(p.C);
+  const int64_t first_row = first + warp_of_thread() * 16;
   Label best[2];
+  for (int r = 0; r < 16 && p.K > 0 && first_row + r < p.N; ++r) {
+    const float square = square_of<T>(a, b, first_row + r);
+    if (r == g) best[0].own = square;
+    if (r == g + 8) best[1].own = square;
+  }
   for (int tile = 0; tile < a.center_tiles; ++tile) {
     float acc[8][4];
     const Centers<T> centers = {base, a.row_stride, int64_t{tile} * kTile, p.K, a.wide, p.centers + b * p.K, p.N};
@@ -331,21 +416,22 @@ __global__ void __launch_bounds__(kThreads) label_kernel(const NearestArgs a) {
     for (int n = 0; n < 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int64_t center = int64_t{tile} * kTile + 8 * n + 2 * t + i % 2;
-        if (center < p.K) best[i / 2].meet(a.squares[b * p.K + center], acc[n][i], center);
+        const int center = tile * kTile + 8 * n + 2 * t + i % 2;
+        if (center < p.K) best[i / 2].meet(a.squares[b * p.K + center], acc[n][i], center, doubt);
       }
     }
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #pragma unroll
-    for (int step = 1; step < 4; step *= 2) {
-      const float distance = simt::tile<4>::shfl_xor(best[i].distance, step);
-      const int64_t place = simt::tile<4>::shfl_xor(best[i].place, step);
-      const bool better = best[i].place < 0 || distance < best[i].distance || (distance == best[i].distance && place < best[i].place);
-      if (place >= 0 && better) best[i] = {distance, place};
+    for (int step = 1; step < 4; step *= 2) best[i].meet_lane(step);
+    unsigned unsure = simt::warp::ballot(t == 0 && best[i].unsure());
+    for (; unsure != 0; unsure &= unsure - 1) {
+      const int lane = __ffs(static_cast<int>(unsure)) - 1;
+      const int64_t place = nearest_by_differences<T>(p, b, first_row + lane / 4 + 8 * i);
+      if (lane_of_thread() == lane) best[i].place = static_cast<int>(place);
     }
-    const int64_t row = first + warp_of_thread() * 16 + g + 8 * i;
+    const int64_t row = first_row + g + 8 * i;
     if (t == 0 && row < p.N) p.labels[b * p.N + row] = best[i].place;
   }
 }

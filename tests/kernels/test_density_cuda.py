@@ -108,6 +108,33 @@ def test_density_float32_far_from_0_and_unaligned(kernels: Any) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+def alike_and_far(seed: int, N: int, C: int) -> np.ndarray:
+    """Three groups of tokens, 0.001 within and some 20 between: products lose the former."""
+    rng = np.random.default_rng(seed)
+    x = 20 * rng.standard_normal((1, 3, C)).repeat((N + 2) // 3, axis=1)[:, :N]
+    return (x + 1e-3 * rng.standard_normal((1, N, C))).astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [1, 2, 12])
+def test_density_far_from_the_mean_decides_by_differences(kernels: Any, k: int) -> None:
+    x = alike_and_far(9, 60, 24)
+    check(kernels, x, k)
+    density, _ = kernels.density_cuda({"B": 1, "N": 60, "C": 24, "k": k, "x": x})
+    want = (np.sort(distances(x[0]), axis=1)[:, :k] ** 2).mean(1)
+    np.testing.assert_allclose(1 - density[0].astype(np.float64), want, rtol=0, atol=1.3e-7)  # a density near 1 has 6e-8 steps
+    if k == 1:
+        assert (density == 1).all()
+
+
+def test_nearest_far_from_the_mean_decides_by_differences(scheduled: Any) -> None:
+    x = alike_and_far(10, 70, 24)
+    lanes = np.array([1, 5, 30, 40, 50, 60])  # two of a group in every thread
+    for row in (np.random.default_rng(9).permutation(70)[:9], np.random.default_rng(66).permutation(70)[:66], lanes):
+        centers = row[None].astype(np.int64)
+        got = scheduled.nearest_cuda({"B": 1, "N": 70, "C": 24, "K": len(row), "x": x, "centers": centers})
+        np.testing.assert_array_equal(got[0], labels_of(x[0], centers[0]))
+
+
 def labels_of(x: np.ndarray, centers: np.ndarray) -> np.ndarray:
     d, out = distances(x), np.full(len(x), -1)
     places = [place for place, token in enumerate(centers) if token >= 0]
@@ -134,11 +161,7 @@ def test_nearest_ties_and_doubles(kernels: Any, dtype: str) -> None:
     for row in ([3, 4, 20, 3], [24, 20, 4], [-1, 4, -1, 7], [-1, -1]):
         centers = np.array([row], dtype=np.int64)
         got = kernels.nearest_cuda({"B": 1, "N": 30, "C": 12, "K": len(row), "dtype": dtype, "x": to_bits(x, dtype), "centers": centers})
-        d, want = distances(values[0]), labels_of(values[0], centers[0])
-        for i in range(30):  # float32 products: another centre may be as near
-            same = got[0, i] == want[i] or abs(d[i, row[got[0, i]]] - d[i, row[want[i]]]) < 1e-4
-            assert same, f"{row} token {i}: {got[0, i]}, want {want[i]}"
-        assert all(got[0, token] == want[token] for token in row if token >= 0)
+        np.testing.assert_array_equal(got[0], labels_of(values[0], centers[0]))
 
 
 def test_nearest_no_centres_and_no_numbers(kernels: Any) -> None:
