@@ -145,3 +145,22 @@ def test_a_layer_that_nothing_leaves(folder: Path, name: str, params: dict[str, 
         after = after.gather(1, order[..., None].expand_as(after))
     write(folder, f"{name}_holdout_1", params, x0=x, l0_q=q, l0_k=k, l0_v=v, l0_x_out=after.float())
     runner.test_golden(f"{name}_holdout_1")
+
+
+def test_padded_tokens_of_a_clustering_vector(folder: Path) -> None:
+    """The official code sets the distance to padding equal for all centres: the first one gets it."""
+    torch.manual_seed(3)
+    x, noise, score = exact(1, 12, 8), torch.rand(1, 12), exact(1, 12)
+    mask = torch.arange(12)[None] < 9
+    apart = torch.cdist(x.double(), x.double()) / 8**0.5
+    apart = torch.where(mask[:, None], apart, apart.max() + 1)
+    density = ((-apart.topk(3, largest=False)[0].square().mean(-1)).exp() + noise * 1e-6) * mask
+    above = torch.where(density[:, None] > density[:, :, None], apart, torch.inf).min(-1)[0]
+    centers = (density * above.minimum(apart.max())).topk(4)[1]
+    labels = apart[:, centers[0]].argmin(1)
+    labels[0, centers[0]] = torch.arange(4)
+    share = torch.nn.functional.one_hot(labels, 4).double() * score.double().exp()[..., None]
+    merged = share.transpose(1, 2) @ x.double() / (share.sum(1)[..., None] + 1e-6)
+    arrays = {"centers": centers, "idx_cluster": labels, "x_merged": merged.float()}
+    write(folder, "dpcknn_holdout_1", {"cluster_num": 4, "k": 3}, x=x, noise=noise, token_score=score, token_mask=mask.float(), **arrays)
+    runner.test_golden("dpcknn_holdout_1")

@@ -12,14 +12,15 @@ from .base import Adapter, Case
 
 def _run(case: Case) -> dict[str, Any]:
     p, x = case.params, case.inputs
-    masks = [x[name] for name in ("mask", "token_mask") if name in x]
-    peaks = ts.cluster_tokens(x["x"], p["cluster_num"], k=p["k"], noise=x["noise"], mask=masks[0] > 0 if masks else None)
-    merged, share = merge_clusters(x["x"], peaks.labels, p["cluster_num"], x["token_score"])
+    masks = [x[name].view(x["noise"].shape) > 0 for name in ("mask", "token_mask") if name in x]
+    peaks = ts.cluster_tokens(x["x"], p["cluster_num"], k=p["k"], noise=x["noise"], mask=masks[0] if masks else None)
+    labels = peaks.labels.masked_fill(~masks[0], 0) if masks else peaks.labels  # there, padding is equally far from all centres
+    merged, share = merge_clusters(x["x"], labels, p["cluster_num"], x["token_score"])
     return {
         "density": peaks.density,
         "delta": peaks.distance,
         "centers": peaks.index,
-        "idx_cluster": peaks.labels,
+        "idx_cluster": labels,
         "x_merged": merged,
         "agg_weight": share,
     }
