@@ -7,6 +7,7 @@
 //   key    (b, key head, 64 keys): dk = scale * sum over the group's rows of (u - e p) q, threads over (key, d).
 // Work: keys once from memory, 8 bytes a row and key written and read, key_grad written. Floor on H200, CLS row of CLIP-L (577 x 16 x 64 bf16,
 //   2.4 MB): three launches (6 us). Bound by launches; by the L1 reads of the keys from about 8 rows a group on.
+// Launch: three blocks an SM in the first launch: 80 registers, at most 8 spilled bytes on sm_80, none on sm_90a.
 // Deterministic: fixed trees and orders, no atomics. Limits: meant for few rows; B Hkv chunks below 2^31.
 #pragma once
 
@@ -102,68 +103,102 @@ __device__ inline Term grad_term(const ScoreGradParams& g, int b, int64_t h, int
   return t;
 }
 
+// The 64 keys of one key head that a block of the first launch owns.
 template <typename T>
-__global__ void __launch_bounds__(kGradBlock) score_grad_terms_kernel(const GradArgs a) {
+struct GradChunk {
+  int64_t head, index, first;  // b * Hkv + key head; of num_chunks; the first key
+  int b, keys;
+  const T* base;  // of the first key
+
+  __device__ __forceinline__ explicit GradChunk(const GradArgs& a) {
+    const ScoreParams& p = a.g.forward;
+    head = blockIdx.x / a.at.num_chunks, index = blockIdx.x % a.at.num_chunks;
+    b = static_cast<int>(head / p.Hkv);
+    first = a.at.key_begin + index * kGradChunkKeys;
+    const int64_t left = a.at.key_end - first;
+    keys = static_cast<int>(left < kGradChunkKeys ? left : kGradChunkKeys);
+    base = static_cast<const T*>(p.key) + b * p.key_stride[0] + head % p.Hkv * p.key_stride[1] + first * p.key_stride[2];
+  }
+};
+
+// u and p of the row's dot products with the chunk, a warp a key: to shared memory and the workspace. Zeros for keys past the end.
+template <typename T>
+__device__ inline void chunk_terms(const GradArgs& a, const GradChunk<T>& c, int64_t row, int64_t h, int64_t l, const float* query,
+                                   float* u, float* mass) {
+  const ScoreParams& p = a.g.forward;
+  float* const work = static_cast<float*>(a.g.workspace);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float factor = grad_factor(p, c.b, h, l);
+#pragma unroll 1
+  for (int n = static_cast<int>(threadIdx.x) / 32; n < kGradChunkKeys; n += kGradBlock / 32) {
+    Term t = {0.0f, 0.0f};
+    if (n < c.keys) {
+      float dot = 0;
+      for (int64_t d = lane; d < p.D; d += 32) dot = fmaf(query[d], grad_float(c.base + n * p.key_stride[2], d), dot);
+      dot = simt::warp::sum(dot);
+      t = grad_term(a.g, c.b, h, l, c.first + n, factor, dot);
+    }
+    if (lane == 0) {
+      u[n] = t.u;
+      mass[n] = t.p;
+      work[a.at.u + row * a.at.stride + c.index * kGradChunkKeys + n] = t.u;
+      if (a.at.with_p) work[a.at.p + row * a.at.stride + c.index * kGradChunkKeys + n] = t.p;
+    }
+  }
+}
+
+// Sums of u, u k and p k over the chunk to the workspace: `width` threads share the dimensions, kGradBlock / width parts the keys.
+template <typename T>
+__device__ inline void chunk_sums(const GradArgs& a, const GradChunk<T>& c, int64_t row, const float* u, const float* mass, float* part_u,
+                                  float* part_p, int width) {
+  const ScoreParams& p = a.g.forward;
+  const int tid = static_cast<int>(threadIdx.x);
+  float* const sums = static_cast<float*>(a.g.workspace) + a.at.sums + (row * a.at.num_chunks + c.index) * (2 * p.D + 1);
+  if (tid < 32) {
+    const float total = simt::warp::sum(u[tid] + u[tid + 32]);
+    if (tid == 0) sums[2 * p.D] = total;
+  }
+  const int parts = kGradBlock / width, part = tid / width;
+#pragma unroll 1
+  for (int64_t first = 0; first < p.D; first += width) {
+    const int64_t d = first + tid % width;
+    float su = 0, sp = 0;
+    for (int n = part; n < c.keys && d < p.D; n += parts) {
+      const float k = grad_float(c.base + n * p.key_stride[2], d);
+      su = fmaf(u[n], k, su);
+      sp = fmaf(mass[n], k, sp);
+    }
+    part_u[tid] = su;
+    part_p[tid] = sp;
+    __syncthreads();
+    if (part == 0 && d < p.D) {
+      for (int i = 1; i < parts; ++i) su += part_u[tid + i * width], sp += part_p[tid + i * width];
+      sums[d] = su;
+      sums[p.D + d] = sp;
+    }  // no barrier: where D takes several turns there is one part, and between rows there are two barriers
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kGradBlock, 3) score_grad_terms_kernel(const GradArgs a) {
   SIMT_DYN_SHARED(float, query);
   SIMT_SHARED(float, u, [kGradChunkKeys]);
   SIMT_SHARED(float, mass, [kGradChunkKeys]);
   SIMT_SHARED(float, part_u, [kGradBlock]);
   SIMT_SHARED(float, part_p, [kGradBlock]);
   const ScoreParams& p = a.g.forward;
-  float* const work = static_cast<float*>(a.g.workspace);
-  const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, warp = tid / 32;
-  const int64_t head = blockIdx.x / a.at.num_chunks, c = blockIdx.x % a.at.num_chunks, group = p.H / p.Hkv;
-  const int b = static_cast<int>(head / p.Hkv);
-  const int64_t key = a.at.key_begin + c * kGradChunkKeys, left = a.at.key_end - key;
-  const int keys = static_cast<int>(left < kGradChunkKeys ? left : kGradChunkKeys);
-  const T* const base = static_cast<const T*>(p.key) + b * p.key_stride[0] + head % p.Hkv * p.key_stride[1] + key * p.key_stride[2];
-  int width = 32;  // threads that share the dimensions; kGradBlock / width parts share the keys
+  const GradChunk<T> chunk(a);
+  const int64_t group = p.H / p.Hkv;
+  int width = 32;  // threads that share the dimensions of chunk_sums
   while (width < kGradBlock && width < p.D) width *= 2;
-  const int parts = kGradBlock / width, part = tid / width;
   for (int64_t r = 0; r < group * p.L; ++r) {
-    const int64_t h = head % p.Hkv * group + r / p.L, l = r % p.L, row = head * group * p.L + r;
-    const T* const q = static_cast<const T*>(p.query) + b * p.query_stride[0] + h * p.query_stride[1] + l * p.query_stride[2];
-    for (int64_t d = tid; d < p.D; d += kGradBlock) query[d] = grad_float(q, d);
+    const int64_t h = chunk.head % p.Hkv * group + r / p.L, l = r % p.L, row = chunk.head * group * p.L + r;
+    const T* const q = static_cast<const T*>(p.query) + chunk.b * p.query_stride[0] + h * p.query_stride[1] + l * p.query_stride[2];
+    for (int64_t d = threadIdx.x; d < p.D; d += kGradBlock) query[d] = grad_float(q, d);
     __syncthreads();
-    const float factor = grad_factor(p, b, h, l);
-    for (int n = warp; n < kGradChunkKeys; n += kGradBlock / 32) {
-      Term t = {0.0f, 0.0f};
-      if (n < keys) {
-        float dot = 0;
-        for (int64_t d = lane; d < p.D; d += 32) dot = fmaf(query[d], grad_float(base + n * p.key_stride[2], d), dot);
-        dot = simt::warp::sum(dot);
-        t = grad_term(a.g, b, h, l, key + n, factor, dot);
-      }
-      if (lane == 0) {
-        u[n] = t.u;
-        mass[n] = t.p;
-        work[a.at.u + row * a.at.stride + c * kGradChunkKeys + n] = t.u;
-        if (a.at.with_p) work[a.at.p + row * a.at.stride + c * kGradChunkKeys + n] = t.p;
-      }
-    }
+    chunk_terms(a, chunk, row, h, l, query, u, mass);
     __syncthreads();
-    float* const sums = work + a.at.sums + (row * a.at.num_chunks + c) * (2 * p.D + 1);
-    if (warp == 0) {
-      const float total = simt::warp::sum(u[lane] + u[lane + 32]);
-      if (lane == 0) sums[2 * p.D] = total;
-    }
-    for (int64_t first = 0; first < p.D; first += width) {
-      const int64_t d = first + tid % width;
-      float su = 0, sp = 0;
-      for (int n = part; n < keys && d < p.D; n += parts) {
-        const float k = grad_float(base + n * p.key_stride[2], d);
-        su = fmaf(u[n], k, su);
-        sp = fmaf(mass[n], k, sp);
-      }
-      part_u[tid] = su;
-      part_p[tid] = sp;
-      __syncthreads();
-      if (part == 0 && d < p.D) {
-        for (int i = 1; i < parts; ++i) su += part_u[tid + i * width], sp += part_p[tid + i * width];
-        sums[d] = su;
-        sums[p.D + d] = sp;
-      }  // no barrier: where D takes several turns there is one part, and between rows there are two barriers
-    }
+    chunk_sums(a, chunk, row, u, mass, part_u, part_p, width);
   }
 }
 
