@@ -99,10 +99,13 @@ __global__ void __launch_bounds__(kThreads, 2) pool_grad_kernel(const PoolArgs a
   const int covers = token.outputs.count();
   T* const out = a.out != nullptr ? static_cast<T*>(a.out) + (item.b * a.N + item.row) * C : nullptr;
   if (a.kind == PoolKind::kStack) {  // windows do not overlap: one output at most
-    const Place o = window_place(token.outputs, 0);
-    const T* const grad = static_cast<const T*>(a.grad) + item.b * a.R * a.window * C;
-    const int64_t row = covers > 0 ? int64_t{output_id(a, o)} * a.window + slot_of(window_of(a, o), token.place) : 0;
-    copy_row<T, kCount>(covers > 0 ? grad + row * C : nullptr, item, out);
+    const T* from = nullptr;
+    if (covers > 0) {
+      const Place o = window_place(token.outputs, 0);
+      const int64_t row = (item.b * a.R + output_id(a, o)) * a.window + slot_of(window_of(a, o), token.place);
+      from = static_cast<const T*>(a.grad) + row * C;
+    }
+    copy_row<T, kCount>(from, item, out);
     return;
   }
   const T* const grad = static_cast<const T*>(a.grad) + item.b * a.R * C;

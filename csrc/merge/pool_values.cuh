@@ -45,7 +45,8 @@ __device__ __forceinline__ void sum_rows(const T* base, int64_t stride, int coun
                                          PartOf&& part_of) {
   using V = Pack<T, kCount>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  Part mine = part_of(lane);
+  Part mine = {-1, 0.0f};
+  if (count > 0) mine = part_of(lane);
   for (int at = item.begin; at < item.end; at += kChunk) {
     Sums<T, kCount> sums[kLaneVectors];
 #pragma unroll
