@@ -12,7 +12,7 @@ from . import ROOT
 
 RESULTS = ROOT / "bench" / "results"
 FIELDS = ("op", "case", "dtype", "device", "median_us", "p10_us", "p90_us", "floor_us", "peers", "correct")
-_OPS = ("select", "gather", "ragged", "score", "colsum", "similarity", "match", "merge")
+_OPS = ("select", "gather", "ragged", "score", "colsum", "similarity", "match", "merge", "pool")
 ORDER = (*_OPS, "prune", "methods", "encoder", "overhead", "memory")
 
 

@@ -28,11 +28,33 @@ TS_INLINE Half to_half(float x) {
   return {static_cast<uint16_t>(sign | r)};
 }
 
+#if TS_ISA_LEVEL == 2
+TS_INLINE void store(BFloat* p, Vec x) {
+  const __m512i bits = _mm512_castps_si512(x.v), upper = _mm512_srli_epi32(bits, 16);
+  const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+  __m512i r = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  r = _mm512_mask_or_epi32(r, _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q), upper, _mm512_set1_epi32(0x40));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(r));
+}
+#elif TS_ISA_LEVEL == 1
+TS_INLINE __m256i to_bfloat_eight(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x), upper = _mm256_srli_epi32(bits, 16);
+  const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+  const __m256i r = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(r, _mm256_or_si256(upper, _mm256_set1_epi32(0x40)), nan);
+}
+TS_INLINE void store(BFloat* p, Vec x) {
+  const __m256i packed = _mm256_packus_epi32(to_bfloat_eight(x.lo), to_bfloat_eight(x.hi));  // within halves: lo, hi, lo, hi
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+#else
 TS_INLINE void store(BFloat* p, Vec x) {
   float lane[kLanes];
   store(lane, x);
   for (int i = 0; i < kLanes; ++i) p[i] = to_bfloat(lane[i]);  // integer steps only: the compiler makes vectors of them
 }
+#endif
 
 TS_INLINE void store(Half* p, Vec x) {
 #if TS_ISA_LEVEL == 2

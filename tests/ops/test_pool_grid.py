@@ -250,6 +250,21 @@ def test_pool_grid_same_bits_at_every_level_and_thread_count() -> None:
             assert_equal(a, b, f"result {i}")
 
 
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+def test_halves_are_rounded_as_in_torch(dtype: torch.dtype, device: str) -> None:
+    """Means of any two bit patterns, at every level: subnormals, infinities, NaN, ties between two halves."""
+    x = torch.randint(-(2**15), 2**15, (1, 2, 2**16 + 7), generator=seeded(1)).to(torch.int16).view(dtype).to(device)
+    x[0, 0, : 2**15], x[0, 1, : 2**15] = x[0, 0, : 2**15].abs(), 0  # exact halves of everything
+    want = ((x[:, :1].float() + x[:, 1:].float()) / 2).to(dtype)
+    level = torch.ops.tokensieve.cpu_level()
+    try:
+        for lower in range(torch.ops.tokensieve.best_cpu_level() + 1):
+            torch.ops.tokensieve.set_cpu_level(lower)
+            assert_equal(ts.pool_grid(x, (2,), window=2), want, f"level {lower}")
+    finally:
+        torch.ops.tokensieve.set_cpu_level(level)
+
+
 X, S = torch.zeros(2, 12, 4), torch.zeros(2, 12)
 ERRORS: dict[str, tuple[Any, type[Exception]]] = {
     r"pool_grid: x must be a torch.Tensor, got list": (lambda: ts.pool_grid([1], (1,), window=1), TypeError),  # type: ignore[arg-type]
