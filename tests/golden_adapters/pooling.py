@@ -29,7 +29,7 @@ def _llava_ov_pool(case: Case) -> dict[str, Any]:
     out = {}
     for kind in ("bilinear", "average", "max"):
         to = LLaVAOneVision(stride=case.params["s"], kind=kind).side(side)
-        out[f"out_{kind}"] = pool_grid(features, (side, side), (to, to), kind)
+        out[f"out_{kind}"] = pool_grid(features, (side, side), (to, to), kind, stride=case.params["s"])
     return out
 
 

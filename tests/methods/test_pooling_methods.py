@@ -138,6 +138,14 @@ def test_pool_grid_windows(kind: str) -> None:
             torch.testing.assert_close(out[:, row, column], window.mean(1) if kind == "average" else window.amax(1))
 
 
+@pytest.mark.parametrize("kind", ["average", "max"])
+def test_windows_of_the_stride_that_do_not_fill_the_grid(kind: str) -> None:
+    x = normal(seeded(10), 2, 169, 3)
+    out = pool_frames(x, LLaVAOneVision(stride=5, kind=kind, newline="none"))
+    pool = torch.nn.functional.avg_pool2d if kind == "average" else torch.nn.functional.max_pool2d
+    torch.testing.assert_close(out, pool(x.view(2, 13, 13, 3).permute(0, 3, 1, 2), 5).permute(0, 2, 3, 1).reshape(8, 3))
+
+
 def test_pool_grid_bilinear_by_taps() -> None:
     x = normal(seeded(9), 1, 35, 2).requires_grad_()
     out = pool_grid(x, (5, 7), (3, 4)).view(3, 4, 2)

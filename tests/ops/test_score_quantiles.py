@@ -174,3 +174,9 @@ def test_score_quantiles_meta() -> None:
     got = ts.score_quantiles(S.to("meta").half(), (0.1, 0.2, 0.3))
     assert (got.shape, got.dtype) == ((2, 3), torch.float32)
     assert ts.tukey_fence(S.to("meta")).shape == (2,)
+
+
+def test_thresholds_carry_no_gradient() -> None:
+    scores = torch.rand(2, 9, requires_grad=True)
+    assert not ts.score_quantiles(scores, (0.25, 0.5)).requires_grad
+    assert not ts.tukey_fence(scores).requires_grad

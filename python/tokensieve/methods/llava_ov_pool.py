@@ -60,13 +60,16 @@ class LLaVAOneVision(TensorMethod):
         return (int(h // times), int(w // times)) if times > 1.1 else grid
 
 
-def pool_grid(x: Tensor, grid: tuple[int, int], size: tuple[int, int], kind: str = "bilinear") -> Tensor:
+def pool_grid(
+    x: Tensor, grid: tuple[int, int], size: tuple[int, int], kind: str = "bilinear", *, stride: int | None = None
+) -> Tensor:
     """Tokens of a grid, resized or pooled.
 
     Args:
         x: (B, h * w, C), rows one after the other, a float dtype; grid: (h, w); size: (rows, columns) of the result.
         kind: "bilinear", two taps a side without anti-aliasing; "average" and "max" over windows of h // rows by w // columns tokens, what
             is left at the far edges is dropped.
+        stride: side of those windows where they do not fill the grid: 13 tokens by 5 are 2 windows of 5, not of 6.
 
     Returns:
         (B, rows * columns, C) of x's dtype. Gradients go to x.
@@ -82,7 +85,7 @@ def pool_grid(x: Tensor, grid: tuple[int, int], size: tuple[int, int], kind: str
     if kind == "bilinear":
         return ops.pool_grid(x, grid, size=size, kind="bilinear")
     require(rows <= h and columns <= w, "pool_grid", f"size must be at most {grid}", size)
-    down, across = h // rows, w // columns
+    down, across = (h // rows, w // columns) if stride is None else (stride, stride)
     out = ops.pool_grid(x, grid, window=(down, across), kind="mean" if kind == "average" else "max")
     return out.unflatten(1, (h // down, w // across))[:, :rows, :columns].flatten(1, 2)
 
@@ -104,7 +107,7 @@ def pool_frames(frames: Tensor, method: LLaVAOneVision, newline: Tensor | None =
     S = math.isqrt(N)
     require(S * S == N, "pool_frames", "frames must be square, got tokens", N)
     side = method.side(S)
-    out = pool_grid(frames, (S, S), (side, side), method.kind)
+    out = pool_grid(frames, (S, S), (side, side), method.kind, stride=method.stride)
     if method.newline == "none":
         return out.flatten(0, 1)
     require(newline is not None, "pool_frames", f"newline must be a tensor for newline={method.newline!r}", newline)

@@ -108,3 +108,8 @@ def check_quantiles(op: str, scores: Any, q: Any, candidates: Any) -> None:
 def _fake(scores: Tensor, q: Sequence[float], candidates: Tensor | None) -> Tensor:
     check_quantiles("score_quantiles", scores, q, candidates)
     return scores.new_empty((scores.shape[0], len(q)), dtype=torch.float32)
+
+
+# No gradient: without the fallthrough the quantiles would require one, and a backward pass would warn and be wrong.
+_library = torch.library.Library("tokensieve", "FRAGMENT")
+_library.impl("score_quantiles", torch.library.fallthrough_kernel, "Autograd")
