@@ -99,8 +99,9 @@ static int64_t smallest(const Tokens<T>& tokens, const Row& row, const uint32_t*
   Heap heap = {keys, k};
   for (int64_t j = 0; j < row.n; j += kLanes) {
     const Vec low = closest(load(row.distances + j), row.off(j));
-    const float limit = heap.limit() < bound ? heap.limit() : bound;
-    for (Mask near = others(row, real, j) & ~greater(low, splat(limit)); near; near &= near - 1) {
+    Mask near = others(row, real, j) & ~greater(low, splat(bound));
+    if (heap.have == k) near &= greater(splat(heap.limit()), low);  // of tokens infinitely far any will do
+    for (; near; near &= near - 1) {
       const int64_t token = j + __builtin_ctz(near);
       if (heap.have == k && distance_of(keys[0]) == 0.0f) break;
       heap.meet(key_of(tokens.difference(row.i, token), token));
