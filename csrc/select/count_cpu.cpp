@@ -37,39 +37,77 @@ TS_INLINE Above mass_above(const int32_t* keys, int64_t n, int32_t threshold, ui
   return out;
 }
 
+// Where the prefix ends: in (low, high] of the values of keys. `taken` tokens are above all that is left in keys, and of what is left
+// mass(> high) < target <= mass(> low).
+struct Search {
+  const int32_t* keys;  // n of them, a multiple of 16
+  int64_t n, taken;
+  int32_t low, high;
+  Above above_low, above_high;
+  uint64_t target;
+};
+
+// Only the keys in (low, high] stay; in place after the first time.
+TS_INLINE void pack_range(Search& s, int32_t* spare) {
+  int64_t left = 0;
+  for (int64_t i = 0; i < s.n; i += kLanes) {
+    left += append_keys(spare + left, s.keys + i, above(s.keys + i, s.low) & ~above(s.keys + i, s.high));
+  }
+  s.taken += s.above_high.count;
+  s.target -= s.above_high.mass;
+  s.above_low = {s.above_low.mass - s.above_high.mass, s.above_low.count - s.above_high.count};
+  s.above_high = {};
+  s.n = (left + kLanes - 1) / kLanes * kLanes;
+  for (int64_t i = left; i < s.n; ++i) spare[i] = kExcluded;
+  s.keys = spare;
+}
+
+constexpr uint32_t kRanges = 256;
+
+// One step of 256 equal ranges of values: their masses in one pass, which takes five cycles a key; then the range of the cut is packed.
+static void narrow(Search& s, uint32_t largest, int shift, int32_t* spare) {
+  const uint32_t high = static_cast<uint32_t>(s.high), width = high - static_cast<uint32_t>(s.low);
+  int down = 0;
+  while ((width - 1) >> down >= kRanges) ++down;
+  Above range[kRanges + 1];  // the last one: not in (low, high]
+  for (int64_t i = 0; i < s.n; ++i) {
+    const uint32_t below = high - static_cast<uint32_t>(s.keys[i]);
+    Above& own = range[below < width ? below >> down : kRanges];
+    own.mass += select::mass_of(static_cast<uint32_t>(s.keys[i]), largest, shift);
+    own.count += 1;
+  }
+  uint32_t r = 0;
+  for (; s.above_high.mass + range[r].mass < s.target; ++r) {
+    s.above_high.mass += range[r].mass;
+    s.above_high.count += range[r].count;
+  }
+  s.above_low = {s.above_high.mass + range[r].mass, s.above_high.count + range[r].count};
+  const int64_t top = static_cast<int64_t>(s.high) - (static_cast<int64_t>(r) << down), bottom = top - (int64_t{1} << down);
+  s.high = static_cast<int32_t>(top);
+  s.low = bottom > s.low ? static_cast<int32_t>(bottom) : s.low;
+  pack_range(s, spare);
+}
+
 // Tokens of the shortest prefix whose mass reaches `target`, 0 < target <= mass of all. keys: n of them, a multiple of 16.
 static int64_t shortest_prefix(const int32_t* keys, int64_t n, Above all, uint64_t target, uint32_t largest, int shift, int32_t* spare) {
-  // Invariant: `taken` tokens are above all that is left in keys; mass(> high) < target <= mass(> low), of what is left.
   const uint32_t top = largest >> 23;
   const int32_t massless = top > 41 && largest != select::kInfBits ? static_cast<int32_t>((top - 41) << 23) : 0;
-  int32_t low = least_above(keys, n, massless) - 1;  // a cheap pass that saves two steps over the whole row
-  int32_t high = static_cast<int32_t>(largest);
-  int64_t taken = 0;
-  Above above_low = all, above_high;
-  while (high - low > 1) {
-    const int32_t middle = low + (high - low) / 2;
-    const Above here = mass_above(keys, n, middle, largest, shift);
-    if (here.mass >= target) {
-      low = middle;
-      above_low = here;
+  Search s = {keys, n, 0, least_above(keys, n, massless) - 1, static_cast<int32_t>(largest), all, {}, target};
+  while (s.n > 128 && s.high - s.low > 1) narrow(s, largest, shift, spare);
+  while (s.high - s.low > 1) {  // few keys: bisection
+    const int32_t middle = s.low + (s.high - s.low) / 2;
+    const Above here = mass_above(s.keys, s.n, middle, largest, shift);
+    if (here.mass >= s.target) {
+      s.low = middle;
+      s.above_low = here;
     } else {
-      high = middle;
-      above_high = here;
+      s.high = middle;
+      s.above_high = here;
     }
-    if (n > 64 && (above_low.count - above_high.count) * 2 < n) {  // pack the keys in (low, high]; in place after the first time
-      int64_t left = 0;
-      for (int64_t i = 0; i < n; i += kLanes) left += append_keys(spare + left, keys + i, above(keys + i, low) & ~above(keys + i, high));
-      taken += above_high.count;
-      target -= above_high.mass;
-      above_low = {above_low.mass - above_high.mass, above_low.count - above_high.count};
-      above_high = {};
-      n = (left + kLanes - 1) / kLanes * kLanes;
-      for (int64_t i = left; i < n; ++i) spare[i] = kExcluded;
-      keys = spare;
-    }
+    if (s.n > 64 && (s.above_low.count - s.above_high.count) * 2 < s.n) pack_range(s, spare);
   }
-  const uint64_t each = select::mass_of(static_cast<uint32_t>(high), largest, shift);  // one value left: ties
-  return taken + above_high.count + static_cast<int64_t>((target - above_high.mass + each - 1) / each);
+  const uint64_t each = select::mass_of(static_cast<uint32_t>(s.high), largest, shift);  // one value left: ties
+  return s.taken + s.above_high.count + static_cast<int64_t>((s.target - s.above_high.mass + each - 1) / each);
 }
 
 struct CountRow {
