@@ -60,9 +60,7 @@ class LLaVAOneVision(TensorMethod):
         return (int(h // times), int(w // times)) if times > 1.1 else grid
 
 
-def pool_grid(
-    x: Tensor, grid: tuple[int, int], size: tuple[int, int], kind: str = "bilinear", *, stride: int | None = None
-) -> Tensor:
+def pool_grid(x: Tensor, grid: tuple[int, int], size: tuple[int, int], kind: str = "bilinear", *, stride: int | None = None) -> Tensor:
     """Tokens of a grid, resized or pooled.
 
     Args:
