@@ -84,7 +84,7 @@ def test_diverse_cpu_gives_the_picks_of_the_loop(cpu: Cpu, sizes: tuple[int, ...
 
 
 def landscapes() -> dict[str, np.ndarray]:
-    """1000 points of small integers (squares exact in float32): seven blocks; pairs of them are met in full, by their open rows, or never."""
+    """1000 points of small integers (squares exact in float32): seven blocks; pairs are met in full, by their open rows, or never."""
     random, N = np.random.default_rng(0), 1000
     one_hot = np.eye(N, 40, dtype=np.float32)  # all but 40 are the same point
     line = np.stack([np.arange(N) % 250, np.arange(N) // 250 * 700], 1)
