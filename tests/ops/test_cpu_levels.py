@@ -98,6 +98,44 @@ def test_every_op_gives_the_same_bits_on_all_levels(best_level: int) -> None:
                 assert_equal(*same_bits, f"{LEVELS[level]} against {LEVELS[best_level]}: output {i} of {name}")
 
 
+def gradients() -> dict[str, Tensor]:
+    """Backward kernels, at tails and odd widths. The upstream gradient differs from element to element."""
+    out: dict[str, Tensor] = {}
+
+    def add(name: str, value: Tensor, *leaves: Tensor) -> None:
+        upstream = inputs.normal(seeded(value.numel()), *value.shape).to(value.dtype)
+        for i, grad in enumerate(torch.autograd.grad(value, leaves, upstream)):
+            out[f"{name} {value.dtype} {i}"] = grad
+
+    for dtype in FLOATS:
+        for L, N, D in ((1, 130, 20), (5, 67, 72), (3, 33, 33), (2, 577, 64)):
+            query, key = (x.requires_grad_() for x in queries_and_keys(seeded(N), 2, 6, 3, L, N, D, dtype))
+            for causal, heads in ((False, "mean"), (True, "sum")):
+                scores = ts.attention_scores(query, key, causal=causal, query_reduction="mean", head_reduction=heads)
+                add(f"scores {dtype} {L} {N} {D} {heads}", scores, query, key)
+        x = inputs.normal(seeded(5), 2, 60, 37, dtype=dtype).requires_grad_()
+        weights = torch.rand(2, 60, generator=seeded(6)).requires_grad_()
+        plan = ts.bipartite_match(x.detach(), 20, keep=1)
+        for mode in ("mean", "sum", "amax", "mlerp"):
+            add(f"merge {mode}", ts.merge_tokens(x, plan, mode=mode).tensors, x)
+        add("by label", ts.merge_by_label(x, torch.arange(60).expand(2, -1).contiguous() // 7, 9, weights=weights)[0], x, weights)
+        add("fused", ts.fuse_dropped(x, weights, plan.index[:, :11].contiguous(), normalize=True), x, weights)
+        for kind in ("mean", "max"):
+            add(f"pool {kind}", ts.pool_grid(x, (6, 10), window=(2, 3), kind=kind), x)
+        add("bilinear", ts.pool_grid(x, (6, 10), size=(4, 7), kind="bilinear"), x)
+        add("windows", ts.pool_windows(x, weights, (2, 3, 10), (1, 2, 3)), x, weights)
+    return out
+
+
+def test_gradients_have_the_same_bits_on_all_levels(best_level: int) -> None:
+    torch.ops.tokensieve.set_cpu_level(best_level)
+    want = gradients()
+    for level in range(best_level):
+        torch.ops.tokensieve.set_cpu_level(level)
+        for name, value in gradients().items():
+            assert_equal(value.view(torch.uint8), want[name].view(torch.uint8), f"{LEVELS[level]} against {LEVELS[best_level]}: {name}")
+
+
 def test_every_op_is_called() -> None:
     """The list that levels, graphs and streams are tested with names every op."""
     calls = inspect.getsource(every_op)
