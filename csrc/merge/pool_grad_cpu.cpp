@@ -1,7 +1,8 @@
 // Gradient of pool_grid on the CPU: grad [B, R, C] contiguous -> that of every token [B, N, C] and (kSoftmax) of every score [B, N].
 //
-// Algorithm: token by token, a gather over the outputs whose windows hold it (neighbours on each axis), so a value has one writer.
-//   kMax asks in each window whether an earlier token has the same value; kSoftmax has the windows' weights in the workspace.
+// Algorithm: windows that tile the grid are taken one after the other, each writes its tokens. Otherwise token by token, a gather over the
+//   outputs whose windows hold it (neighbours on each axis), so a value has one writer. kMax asks in each window whether an earlier token
+//   has the same value; kSoftmax has the windows' weights in the workspace.
 // Work: bytes (N + R) C; kMax and kSoftmax read x and out too. Bound by memory.
 // Deterministic: float32, outputs in ascending raster order; sums over channels in 16 lanes and then the fixed tree.
 #include <cstring>
@@ -56,42 +57,50 @@ struct Cover {
   float weight;
 };
 
-TS_INLINE float weight_of(const PoolParams& p, int64_t b, const Place& place, const int64_t (&o)[3], const Cover& c) {
-  switch (p.kind) {
-    case PoolKind::kMean:
-      return 1.0f / static_cast<float>(size_of(c.box[0]) * size_of(c.box[1]) * size_of(c.box[2]));
-    case PoolKind::kBilinear: {
-      const float of_t = pool::bilinear_weight(p.axes[0], o[0], place.at[0]), of_y = pool::bilinear_weight(p.axes[1], o[1], place.at[1]);
-      return of_t * of_y * pool::bilinear_weight(p.axes[2], o[2], place.at[2]);
-    }
-    case PoolKind::kSoftmax:
-      return static_cast<const float*>(p.workspace)[(b * pool::outputs(p) + c.row) * pool::window(p) + c.slot];
-    default:
-      return 1.0f;
+// One axis of an output around a token: its window there, and (kBilinear) the token's weight.
+struct Side {
+  Range box;
+  float weight;
+};
+
+TS_INLINE Side side_of(const PoolParams& p, const Place& place, int axis, int64_t o) {
+  const PoolAxis& a = p.axes[axis];
+  const float weight = p.kind == PoolKind::kBilinear ? pool::bilinear_weight(a, o, place.at[axis]) : 1.0f;
+  return {pool::tokens_of(a, p.kind, p.adaptive, o), weight};
+}
+
+TS_INLINE Cover cover_of(const PoolParams& p, int64_t b, const Place& place, int64_t row, const Side& t, const Side& y, const Side& x) {
+  Cover c = {row, 0, {t.box, y.box, x.box}, t.weight * y.weight * x.weight};
+  c.slot = ((place.at[0] - t.box.begin) * size_of(y.box) + place.at[1] - y.box.begin) * size_of(x.box) + place.at[2] - x.box.begin;
+  if (p.kind == PoolKind::kMean) c.weight = 1.0f / static_cast<float>(size_of(t.box) * size_of(y.box) * size_of(x.box));
+  if (p.kind == PoolKind::kSoftmax) {
+    c.weight = static_cast<const float*>(p.workspace)[(b * pool::outputs(p) + row) * pool::window(p) + c.slot];
   }
+  return c;
 }
 
 // Calls f(covers, count, first, last) for the outputs around the token in raster order, at most 64 at a time and at least once.
 template <typename F>
 TS_INLINE void each_group(const PoolParams& p, int64_t b, const Place& place, F&& f) {
+  constexpr int64_t kKept = 8;  // sides of the last axis that are not made anew for every row: a side is 4 divisions
   Cover covers[kCovers];
+  Side kept[kKept];
   int count = 0;
   bool first = true;
-  int64_t o[3];
-  for (o[0] = place.outputs[0].begin; o[0] < place.outputs[0].end; ++o[0]) {
-    for (o[1] = place.outputs[1].begin; o[1] < place.outputs[1].end; ++o[1]) {
-      for (o[2] = place.outputs[2].begin; o[2] < place.outputs[2].end; ++o[2]) {
+  const Range &of_t = place.outputs[0], &of_y = place.outputs[1], &of_x = place.outputs[2];
+  for (int64_t i = 0; i < smaller(kKept, size_of(of_x)); ++i) kept[i] = side_of(p, place, 2, of_x.begin + i);
+  for (int64_t t = of_t.begin; t < of_t.end; ++t) {
+    const Side side_t = side_of(p, place, 0, t);
+    for (int64_t y = of_y.begin; y < of_y.end; ++y) {
+      const Side side_y = side_of(p, place, 1, y);
+      for (int64_t x = of_x.begin; x < of_x.end; ++x) {
         if (count == kCovers) {
           f(covers, count, first, false);
           count = 0, first = false;
         }
-        Cover& c = covers[count];
-        for (int axis = 0; axis < 3; ++axis) c.box[axis] = pool::tokens_of(p.axes[axis], p.kind, p.adaptive, o[axis]);
-        c.row = (o[0] * p.axes[1].out + o[1]) * p.axes[2].out + o[2];
-        c.slot = ((place.at[0] - c.box[0].begin) * size_of(c.box[1]) + place.at[1] - c.box[1].begin) * size_of(c.box[2]) + place.at[2] -
-                 c.box[2].begin;
-        c.weight = weight_of(p, b, place, o, c);
-        if (p.kind != PoolKind::kBilinear || c.weight != 0.0f) ++count;
+        const Side side_x = x - of_x.begin < kKept ? kept[x - of_x.begin] : side_of(p, place, 2, x);
+        covers[count] = cover_of(p, b, place, (t * p.axes[1].out + y) * p.axes[2].out + x, side_t, side_y, side_x);
+        if (p.kind != PoolKind::kBilinear || covers[count].weight != 0.0f) ++count;
       }
     }
   }
@@ -120,6 +129,25 @@ struct Rows {
   const T *x, *grad, *out;
   T* to;
 };
+
+// The usual case, one group of outputs: 64 channels at a time in registers. Returns the first channel that is left.
+template <typename T>
+TS_INLINE int64_t add_whole(const PoolParams& p, const Rows<T>& rows, int64_t n, const Cover* covers, int count, int64_t begin,
+                            int64_t end) {
+  int64_t c = begin;
+  for (; c + 4 * kLanes <= end; c += 4 * kLanes) {
+    Vec sum[4] = {zero(), zero(), zero(), zero()};
+    for (int i = 0; i < count; ++i) {
+      const T* const grad = rows.grad + covers[i].row * p.C + c;
+      const Vec weight = splat(covers[i].weight);
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) sum[v] = fma(weight, load(grad + v * kLanes), sum[v]);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) store(rows.to + n * p.C + c + v * kLanes, sum[v]);
+  }
+  return c;
+}
 
 template <typename T, bool kMax>
 static void add_covers(const PoolParams& p, const Rows<T>& rows, int64_t n, const Place& place, const Cover* covers, int count,
@@ -153,7 +181,8 @@ static void summed_token(const PoolParams& p, const Rows<T>& rows, int64_t b, in
   for (int64_t begin = 0; begin < p.C; begin += kChunk) {
     const int64_t end = smaller(begin + kChunk, p.C);
     each_group(p, b, place, [&](const Cover* covers, int count, bool first, bool last) {
-      add_covers<T, kMax>(p, rows, n, place, covers, count, begin, end, first ? nullptr : sums, last ? nullptr : sums);
+      const int64_t from = !kMax && first && last ? add_whole(p, rows, n, covers, count, begin, end) : begin;
+      add_covers<T, kMax>(p, rows, n, place, covers, count, from, end, first ? nullptr : sums, last ? nullptr : sums);
     });
   }
 }
@@ -177,50 +206,118 @@ static float score_grad(const PoolParams& p, const Rows<T>& rows, int64_t b, int
   return total;
 }
 
-// kStack: windows never overlap, so a token has one place at most.
-template <typename T>
-static void stack_token(const PoolParams& p, const Rows<T>& rows, int64_t b, int64_t n, const Place& place) {
-  each_group(p, b, place, [&](const Cover* covers, int count, bool, bool) {
-    const size_t bytes = static_cast<size_t>(p.C) * sizeof(T);
-    if (count == 0) {
-      memset(rows.to + n * p.C, 0, bytes);
-    } else {
-      memcpy(rows.to + n * p.C, rows.grad + (covers[0].row * pool::window(p) + covers[0].slot) * p.C, bytes);
+// Windows that do not overlap give a token one output at most: then the outputs are taken one after the other, and grad is read once.
+TS_INLINE bool tiles(const PoolParams& p) {
+  bool apart = p.kind == PoolKind::kMean || p.kind == PoolKind::kMax || p.kind == PoolKind::kStack;
+  for (const PoolAxis& a : p.axes) apart &= a.out == 1 || (p.adaptive ? a.span % a.step == 0 : a.step >= a.span);
+  return apart;
+}
+
+// Some tokens are in no window.
+TS_INLINE bool leaves_tokens(const PoolParams& p) {
+  bool all = true;
+  for (const PoolAxis& a : p.axes) all &= p.adaptive || (a.out - 1) * a.step + a.span == a.in;
+  for (const PoolAxis& a : p.axes) all &= p.adaptive || a.out == 1 || a.step == a.span;
+  return !all;
+}
+
+// Calls f(token, its place in the window) in raster order.
+template <typename F>
+TS_INLINE void each_token(const PoolParams& p, const Range (&box)[3], F&& f) {
+  int64_t slot = 0;
+  for (int64_t t = box[0].begin; t < box[0].end; ++t) {
+    for (int64_t y = box[1].begin; y < box[1].end; ++y) {
+      const int64_t row = (t * p.axes[1].in + y) * p.axes[2].in;
+      for (int64_t x = box[2].begin; x < box[2].end; ++x) f(row + x, slot++);
     }
+  }
+}
+
+template <typename T>
+static void tile_max(const PoolParams& p, const Rows<T>& rows, int64_t r, const Range (&box)[3]) {
+  for (int64_t c = 0; c < p.C; c += kLanes) {
+    const int64_t left = p.C - c;
+    const Vec grad = columns_upto(rows.grad + r * p.C + c, left), best = columns_upto(rows.out + r * p.C + c, left);
+    Mask open = 0xffffu;
+    each_token(p, box, [&](int64_t n, int64_t) {
+      const Vec value = columns_upto(rows.x + n * p.stride_n + c, left);
+      const Mask wins = open & ~(greater(value, best) | greater(best, value) | (is_nan(value) ^ is_nan(best)));
+      put_upto(rows.to + n * p.C + c, select(wins, grad, zero()), left);
+      open &= ~wins;
+    });
+  }
+}
+
+template <typename T>
+static void tile_grad(const PoolParams& p, const Rows<T>& rows, int64_t r) {
+  const int64_t o[3] = {r / p.axes[2].out / p.axes[1].out, r / p.axes[2].out % p.axes[1].out, r % p.axes[2].out};
+  Range box[3];
+  for (int axis = 0; axis < 3; ++axis) box[axis] = pool::tokens_of(p.axes[axis], p.kind, p.adaptive, o[axis]);
+  const int64_t count = size_of(box[0]) * size_of(box[1]) * size_of(box[2]);
+  if (p.kind == PoolKind::kMax) return tile_max(p, rows, r, box);
+  if (p.kind == PoolKind::kStack) {
+    const T* const grad = rows.grad + r * count * p.C;
+    const int64_t wide = size_of(box[2]);
+    each_token(p, box, [&](int64_t n, int64_t slot) {
+      if (slot % wide == 0) memcpy(rows.to + n * p.C, grad + slot * p.C, static_cast<size_t>(wide * p.C) * sizeof(T));
+    });
+    return;
+  }
+  const Vec share = splat(1.0f / static_cast<float>(count));
+  const T* const grad = rows.grad + r * p.C;
+  each_token(p, box, [&](int64_t n, int64_t) {
+    T* const to = rows.to + n * p.C;
+    for (int64_t c = 0; c < p.C; c += kLanes) put_upto(to + c, mul(share, columns_upto(grad + c, p.C - c)), p.C - c);
   });
+}
+
+template <typename T>
+TS_INLINE Rows<T> rows_of(const PoolParams& p, int64_t b) {
+  const int64_t wide = pool::outputs(p) * p.C;
+  Rows<T> rows = {};
+  rows.grad = static_cast<const T*>(p.grad) + b * wide * pool::stacked(p);
+  if (p.x != nullptr) rows.x = static_cast<const T*>(p.x) + b * p.stride_b;
+  if (p.out != nullptr) rows.out = static_cast<const T*>(p.out) + b * wide;
+  if (p.x_grad != nullptr) rows.to = static_cast<T*>(p.x_grad) + b * pool::tokens(p) * p.C;
+  return rows;
 }
 
 template <typename T>
 static void grad_token(const PoolParams& p, int64_t b, int64_t n) {
   const Place place = place_of(p, n);
-  const int64_t N = pool::tokens(p), wide = pool::outputs(p) * p.C;
-  Rows<T> rows = {};
-  rows.grad = static_cast<const T*>(p.grad) + b * wide * pool::stacked(p);
-  if (p.x != nullptr) rows.x = static_cast<const T*>(p.x) + b * p.stride_b;
-  if (p.out != nullptr) rows.out = static_cast<const T*>(p.out) + b * wide;
-  if (p.scores_grad != nullptr) p.scores_grad[b * N + n] = score_grad<T>(p, rows, b, n, place);
+  const Rows<T> rows = rows_of<T>(p, b);
+  if (p.scores_grad != nullptr) p.scores_grad[b * pool::tokens(p) + n] = score_grad<T>(p, rows, b, n, place);
   if (p.x_grad == nullptr) return;
-  rows.to = static_cast<T*>(p.x_grad) + b * N * p.C;
   if (p.kind == PoolKind::kMax) {
     summed_token<T, true>(p, rows, b, n, place);
-  } else if (p.kind == PoolKind::kStack) {
-    stack_token<T>(p, rows, b, n, place);
   } else {
     summed_token<T, false>(p, rows, b, n, place);
   }
 }
 
+template <typename T>
+static void grad_unit(const PoolParams& p, bool tiled, int64_t units, int64_t i) {
+  if (tiled) {
+    tile_grad(p, rows_of<T>(p, i / units), i % units);
+  } else {
+    grad_token<T>(p, i / units, i % units);
+  }
+}
+
 Status pool_grad_level(const PoolParams& p, ParallelForFn threads) {
   if (p.kind == PoolKind::kSoftmax) pool_weights_level(p, threads);
-  const int64_t N = pool::tokens(p), bytes = larger(1, (pool::outputs(p) / N + 1) * p.C * dtype_bytes(p.dtype));  // of a token
-  parallel_for(threads, p.B * N, larger(1, (64 << 10) / bytes), [&](int64_t first, int64_t last) {
+  const int64_t N = pool::tokens(p), R = pool::outputs(p), row = p.C * dtype_bytes(p.dtype);
+  const bool tiled = tiles(p) && p.x_grad != nullptr;
+  if (tiled && leaves_tokens(p)) memset(p.x_grad, 0, static_cast<size_t>(p.B * N * row));
+  const int64_t units = tiled ? R : N, bytes = larger(1, (N + R) * row / units);  // of a unit: an output row or a token
+  parallel_for(threads, p.B * units, larger(1, (64 << 10) / bytes), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       if (p.dtype == DType::kFloat32) {
-        grad_token<float>(p, i / N, i % N);
+        grad_unit<float>(p, tiled, units, i);
       } else if (p.dtype == DType::kFloat16) {
-        grad_token<Half>(p, i / N, i % N);
+        grad_unit<Half>(p, tiled, units, i);
       } else {
-        grad_token<BFloat>(p, i / N, i % N);
+        grad_unit<BFloat>(p, tiled, units, i);
       }
     }
   });
