@@ -87,7 +87,7 @@ def allocate_budget(
             epsilon,
         )
     except Exception as error:
-        explain(error, lambda: check_budget(weights, total, mode, cap, ratio, temperature, epsilon, remainder))
+        explain(error, check_budget, weights, total, mode, cap, ratio, temperature, epsilon, remainder)
     return (budget, shares) if return_shares else budget
 
 

@@ -47,7 +47,7 @@ def complement_index(index: Tensor, N: int, *, capacity: int | None = None) -> T
             _debug_complement(index, N, width)
         return _op(index, N, width)
     except Exception as error:
-        explain(error, lambda: _explain(index, N, capacity))
+        explain(error, _explain, index, N, capacity)
 
 
 def _explain(index: Any, N: Any, capacity: Any) -> None:

@@ -63,7 +63,7 @@ def knn_density(x: Tensor, k: int, *, noise: Tensor | None = None, mask: Tensor 
         _checks.no_bools(k)
         density, distance = _density(x, k, noise, mask)
     except Exception as error:
-        explain(error, lambda: check_density(x, k, noise, mask))
+        explain(error, check_density, x, k, noise, mask)
     return density, distance
 
 
@@ -95,7 +95,7 @@ def nearest_center(x: Tensor, centers: Tensor) -> Tensor:
     try:
         labels = _nearest(x, centers)
     except Exception as error:
-        explain(error, lambda: _explain_centers(x, centers))
+        explain(error, _explain_centers, x, centers)
     if _debug.enabled and _debug.readable(centers):
         _debug.positions("nearest_center", centers, x.shape[1], "centers")
     return labels

@@ -56,7 +56,7 @@ def select_diverse(
         start = first if first is None else first.contiguous()
         return _op(x, k, candidates, start, METRICS[metric], PICK_ORDERS[order])
     except Exception as error:
-        explain(error, lambda: _explain(x, k, candidates, first, metric, order))
+        explain(error, _explain, x, k, candidates, first, metric, order)
 
 
 def _explain(x: Any, k: Any, candidates: Any, first: Any, metric: Any, order: Any) -> None:

@@ -54,7 +54,7 @@ def gather_tokens(tensors: Tensor | Sequence[Tensor], index: Tensor) -> Tensor |
             _debug.indices("gather_tokens", index, items[0].shape[1])
         out = _autograd.call(_op, items, items, index)
     except Exception as error:
-        explain(error, lambda: _explain("gather_tokens", items, index))
+        explain(error, _explain, "gather_tokens", items, index)
     return out[0] if single else tuple(out)
 
 
@@ -91,7 +91,7 @@ def gather_tokens_out(tensors: Sequence[Tensor], index: Tensor, out: Sequence[Te
                 if not t.is_inference():
                     increment_version(t)  # or autograd would not see that a tensor it saved was overwritten
     except Exception as error:
-        explain(error, lambda: _explain_out(tensors, index, out))
+        explain(error, _explain_out, tensors, index, out)
 
 
 def _explain(op: str, tensors: Any, index: Any) -> None:

@@ -67,7 +67,7 @@ def pool_grid(
         kernel, adaptive = _axes(grid, size, window, stride, within)
         out: Tensor = _autograd.call(_op, (x,), x, *kernel, None, 1.0, adaptive, KINDS[kind])
     except Exception as error:
-        explain(error, lambda: check_pool_grid(x, grid, size, window, stride, kind, within))
+        explain(error, check_pool_grid, x, grid, size, window, stride, kind, within)
     return out
 
 
@@ -108,7 +108,7 @@ def pool_windows(
         dense = scores if scores.is_contiguous() else scores.contiguous()
         out: Tensor = _autograd.call(_op, (x, scores), x, *kernel, dense, temperature, False, _SOFTMAX)
     except Exception as error:
-        explain(error, lambda: check_pool_windows(x, scores, grid, window, stride, temperature))
+        explain(error, check_pool_windows, x, scores, grid, window, stride, temperature)
     return out
 
 
@@ -143,7 +143,7 @@ def space_to_depth(x: Tensor, grid: Sequence[int], block: Sizes = 2) -> Tensor:
             _checks.bad_value("space_to_depth", f"grid must be multiples of block={block}, got {tuple(grid)}")
         out: Tensor = _autograd.call(_op, (x,), x, *kernel, None, 1.0, False, _STACK)
     except Exception as error:
-        explain(error, lambda: check_space_to_depth(x, grid, block))
+        explain(error, check_space_to_depth, x, grid, block)
     return out
 
 

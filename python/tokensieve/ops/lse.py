@@ -46,7 +46,7 @@ def attention_lse(
     try:
         return _op(query, key, scale, causal, bias, query_positions if query_positions is None else query_positions.contiguous())
     except Exception as error:
-        explain(error, lambda: _check(query, key, scale, causal, bias, query_positions))
+        explain(error, _check, query, key, scale, causal, bias, query_positions)
 
 
 def _check(query: Tensor, key: Tensor, scale: float | None, causal: bool, bias: Tensor | None, query_positions: Tensor | None) -> None:

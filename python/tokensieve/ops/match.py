@@ -81,7 +81,7 @@ def bipartite_match(
         first, kept = (keep, None) if isinstance(keep, int) else (0, keep)
         plan = MergePlan(*_op(metric, r, first, sources, targets, kept, bias, candidates, ORDERS[order]))
     except Exception as error:
-        explain(error, lambda: _explain(metric, r, sources, targets, keep, bias, candidates, order))
+        explain(error, _explain, metric, r, sources, targets, keep, bias, candidates, order)
     if _debug.enabled and _debug.readable(metric):
         _check_values(metric, sources, targets, keep)
     return plan

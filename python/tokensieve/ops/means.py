@@ -46,7 +46,7 @@ def pool_runs(x: Tensor, starts: Tensor, length: int, stride: int) -> Tensor:
         _checks.no_bools(length, stride)
         out: Tensor = _autograd.call(_runs, (x,), x, starts, length, stride)
     except Exception as error:
-        explain(error, lambda: check_pool_runs(x, starts, length, stride))
+        explain(error, check_pool_runs, x, starts, length, stride)
     return out
 
 
@@ -76,7 +76,7 @@ def row_column_means(x: Tensor) -> tuple[Tensor, Tensor]:
     try:
         rows, columns = _autograd.call(_means, (x,), x)
     except Exception as error:
-        explain(error, lambda: check_row_column_means(x))
+        explain(error, check_row_column_means, x)
     return rows, columns
 
 

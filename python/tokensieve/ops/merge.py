@@ -90,7 +90,7 @@ def merge_tokens(tensors: Tensor | Sequence[Tensor], plan: Plan, *, size: Tensor
             _debug_plan(index, inverse, size)
         out, total, log_total = _autograd.call(_op, items, items, index, inverse, dense, MODES[mode])
     except Exception as error:
-        explain(error, lambda: _explain(items, plan, size, mode))
+        explain(error, _explain, items, plan, size, mode)
     return Merged(out[0] if single else tuple(out), total, log_total)
 
 
@@ -265,7 +265,7 @@ def unmerge_tokens(x: Tensor | Sequence[Tensor], plan: Plan) -> Tensor | tuple[T
     try:
         out = _autograd.call(_unmerge, items, items, plan.inverse)
     except Exception as error:
-        explain(error, lambda: _explain_unmerge(items, plan))
+        explain(error, _explain_unmerge, items, plan)
     return out[0] if single else tuple(out)
 
 

@@ -78,7 +78,7 @@ def pack_tokens(tensors: Tensor | Sequence[Tensor], index: Tensor, capacity: int
         flat = [t.reshape(1, t.shape[0] * t.shape[1], *t.shape[2:]) for t in items]
         found = gather_tokens(flat, rows[None])
     except Exception as error:
-        explain(error, lambda: _explain(items, index, capacity))
+        explain(error, _explain, items, index, capacity)
     out = tuple(t[0] for t in found)
     return Packed(out[0] if single else out, cu_seqlens, slots, total)
 
@@ -117,7 +117,7 @@ def unpack_tokens(packed: Tensor | Sequence[Tensor], slots: Tensor) -> Tensor | 
     try:
         found = gather_tokens([t[None] for t in items], slots.reshape(1, slots.shape[0] * slots.shape[1]))
     except Exception as error:
-        explain(error, lambda: check_unpack(items, slots))
+        explain(error, check_unpack, items, slots)
     out = tuple(t.view(*slots.shape, *t.shape[2:]) for t in found)
     return out[0] if single else out
 

@@ -61,7 +61,7 @@ def attention_pagerank(
         seen, first = mask if mask is None else mask.contiguous(), start if start is None else start.contiguous()
         return _op(query, key, scale, temperature, causal, seen, first, iterations)
     except Exception as error:
-        explain(error, lambda: _check(query, key, scale, temperature, causal, mask, start, iterations))
+        explain(error, _check, query, key, scale, temperature, causal, mask, start, iterations)
 
 
 def _check(query: Any, key: Any, scale: Any, temperature: Any, causal: Any, mask: Any, start: Any, iterations: Any) -> None:

@@ -87,7 +87,7 @@ def prune_tokens(
             raise TypeError("k")  # C++ would read 0 or 1; explained below
         out, index, scores = _autograd.call(_op, tensors, query, key, tensors, k, *arguments, keep_outside)
     except Exception as error:
-        explain(error, lambda: check_prune(query, key, tensors, k, options, keep_outside))
+        explain(error, check_prune, query, key, tensors, k, options, keep_outside)
     if _debug.enabled and _debug.readable(scores):
         _debug.selection("prune_tokens", scores, None, 0)
     return PruneResult(tuple(out), index, scores)

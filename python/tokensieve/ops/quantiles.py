@@ -43,7 +43,7 @@ def score_quantiles(scores: Tensor, q: Sequence[float], *, candidates: Tensor | 
         _checks.no_bools(*q)
         values = _op(scores, q, candidates)
     except Exception as error:
-        explain(error, lambda: check_quantiles("score_quantiles", scores, q, candidates))
+        explain(error, check_quantiles, "score_quantiles", scores, q, candidates)
     if _debug.enabled and _debug.readable(scores):
         _debug.selection("score_quantiles", scores, None, 0)
     return values
@@ -80,7 +80,7 @@ def tukey_fence(scores: Tensor, *, factor: float = 1.5, side: str = "upper", can
     try:
         first, third = _op(scores, (0.25, 0.75), candidates).unbind(1)
     except Exception as error:
-        explain(error, lambda: check_quantiles(op, scores, (0.25, 0.75), candidates))
+        explain(error, check_quantiles, op, scores, (0.25, 0.75), candidates)
     if _debug.enabled and _debug.readable(scores):
         _debug.selection(op, scores, None, 0)
     spread = factor * (third - first)

@@ -76,7 +76,7 @@ def select_mass(
         out = _mass(scores, *levels, below, capacity, min_k, max_k, candidates, always_keep, ORDERS[order], extra)
     except Exception as error:
         common = (capacity, min_k, max_k, candidates, always_keep, order)
-        explain(error, lambda: _check_mass(scores, mass, inclusive, extra, common))
+        explain(error, _check_mass, scores, mass, inclusive, extra, common)
     if _debug.enabled and _debug.readable(scores):
         _debug.selection("select_mass", scores, None, 0)
         if rows:
@@ -128,7 +128,7 @@ def select_threshold(
         out = _threshold(scores, *levels, strict, capacity, min_k, max_k, candidates, always_keep, ORDERS[order])
     except Exception as error:
         common = (capacity, min_k, max_k, candidates, always_keep, order)
-        explain(error, lambda: _check_threshold(scores, tau, strict, common))
+        explain(error, _check_threshold, scores, tau, strict, common)
     if _debug.enabled and _debug.readable(scores):
         _debug.selection("select_threshold", scores, None, 0)
     return Selection(*out)

@@ -49,7 +49,7 @@ def select_samples(scores: Tensor, points: int | Tensor, *, capacity: int | None
         given = (points.shape[1], points.contiguous()) if isinstance(points, Tensor) else (points, None)
         index, counts, overflow = _op(scores, *given, given[0] if capacity is None else capacity, candidates)
     except Exception as error:
-        explain(error, lambda: check_samples(scores, points, capacity, candidates))
+        explain(error, check_samples, scores, points, capacity, candidates)
     if _debug.enabled and _debug.readable(scores):
         _debug.selection("select_samples", scores, None, 0)
     return Selection(index, counts, overflow)

@@ -76,7 +76,7 @@ def scatter_tokens(
         dense = weights if weights is None or weights.is_contiguous() else weights.contiguous()
         out = _autograd.call(_op, differentiable, items, index, given, MODES[mode], dense)
     except Exception as error:
-        explain(error, lambda: _explain(items, index, given, mode, weights))
+        explain(error, _explain, items, index, given, mode, weights)
     return out[0] if single else tuple(out)
 
 

@@ -91,7 +91,7 @@ def attention_scores(
         differentiable = [t for t in (query, key, bias, lse, row_weights, head_weights, accumulate) if t is not None]
         scores, row_lse = _autograd.call(_op, differentiable, query, key, *arguments)
     except Exception as error:
-        explain(error, lambda: check_attention_scores(query, key, options, activation, head_weights, accumulate))
+        explain(error, check_attention_scores, query, key, options, activation, head_weights, accumulate)
     return (scores, row_lse) if return_lse else scores
 
 

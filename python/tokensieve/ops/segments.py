@@ -60,7 +60,7 @@ def merge_by_label(
         dense = weights if weights is None or weights.is_contiguous() else weights.contiguous()
         out, total = _autograd.call(_op, (x,) if weights is None else (x, weights), x, labels, rows, dense, MODES[mode], epsilon)
     except Exception as error:
-        explain(error, lambda: _explain(x, labels, rows, weights, mode, epsilon))
+        explain(error, _explain, x, labels, rows, weights, mode, epsilon)
     return out, total
 
 
@@ -96,7 +96,7 @@ def fuse_dropped(x: Tensor, weights: Tensor, index: Tensor, *, normalize: bool =
         dense = weights if weights.is_contiguous() else weights.contiguous()
         out, _ = _autograd.call(_op_fuse, (x, weights), x, dense, index, normalize)
     except Exception as error:
-        explain(error, lambda: _explain_fuse(x, weights, index, normalize))
+        explain(error, _explain_fuse, x, weights, index, normalize)
     result: Tensor = out
     return result
 

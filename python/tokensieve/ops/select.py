@@ -58,7 +58,7 @@ def select_topk(
         width = k if max_k is None and not isinstance(k, bool) else None  # None: refused, explained below
         return _op(scores, width, None, candidates, always_keep, ORDERS[order])
     except Exception as error:
-        explain(error, lambda: _explain(scores, k, max_k, candidates, always_keep, order))
+        explain(error, _explain, scores, k, max_k, candidates, always_keep, order)
 
 
 def _debug_select(scores: Tensor, k: int | Tensor, max_k: int | None) -> None:

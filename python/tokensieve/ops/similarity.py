@@ -57,7 +57,7 @@ def cosine_match(
         _checks.no_bools(k)
         value, index = _match(a, b, 1 if k is None else k, largest, candidates, exclude_self)
     except Exception as error:
-        explain(error, lambda: check_match("cosine_match", a, b, 1 if k is None else k, largest, candidates, exclude_self))
+        explain(error, check_match, "cosine_match", a, b, 1 if k is None else k, largest, candidates, exclude_self)
     return (value[..., 0], index[..., 0]) if k is None else (value, index)
 
 
@@ -107,7 +107,7 @@ def cosine_scores(
             raise ValueError
         return _scores(a, b, COSINE_REDUCTIONS[reduction], candidates, exclude_self)
     except Exception as error:
-        explain(error, lambda: check_scores("cosine_scores", a, b, reduction, t, candidates, exclude_self))
+        explain(error, check_scores, "cosine_scores", a, b, reduction, t, candidates, exclude_self)
 
 
 def _bottom(a: Tensor, b: Tensor, t: int | None, candidates: Tensor | None, exclude_self: bool) -> Tensor:
@@ -115,7 +115,7 @@ def _bottom(a: Tensor, b: Tensor, t: int | None, candidates: Tensor | None, excl
         _checks.no_bools(t)
         value, index = _match(a, b, t, False, candidates, exclude_self)
     except Exception as error:
-        explain(error, lambda: check_scores("cosine_scores", a, b, "bottom", t, candidates, exclude_self))
+        explain(error, check_scores, "cosine_scores", a, b, "bottom", t, candidates, exclude_self)
     return value.sum(-1) / (index >= 0).sum(-1).clamp(min=1)
 
 
