@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from tokensieve import ops
 
 from bench import __main__ as cli
-from bench import bench_merge, cases, checks, harness, machine, plot, report, store
+from bench import bench_merge, bench_overhead, cases, checks, harness, machine, plot, report, store
 from bench.harness import OURS, Case, Settings, Target, Timing, WrongOutput
 from tools import gpu
 
@@ -145,6 +146,11 @@ def test_run_missed_target_fails_only_when_strict(monkeypatch: pytest.MonkeyPatc
     arguments = ["select", "--quick", "--device", "cpu", "--out", str(tmp_path)]
     assert cli.main(arguments) == 0
     assert cli.main([*arguments, "--strict"]) == 1
+
+
+def test_overhead_has_a_row_of_every_op() -> None:
+    public = {name for name in ops.__all__ if callable(getattr(ops, name)) and not isinstance(getattr(ops, name), type)}
+    assert {case.op for case in bench_overhead.build(QUICK)} == public
 
 
 def test_quick_run_of_a_real_family_writes_a_whole_file(tmp_path: Path) -> None:
