@@ -63,6 +63,78 @@ __device__ __forceinline__ void write_row(const Args& a, int64_t row, float maxi
   if (a.p.lse_out != nullptr) a.p.lse_out[row] = empty ? -infinity() : top * kLn2 + logf(sum);
 }
 
+// Dot products of a row with this thread's columns of the keys from `key` on: -inf where not visible; with a bias, logits in units of log2.
+template <bool kBias, int kCount>
+__device__ __forceinline__ void mask_row(const Args& a, int b, int h, int64_t l, int key, int end, float scale, float (&value)[kCount]) {
+#pragma unroll
+  for (int n = 0; n < kCount; ++n) {
+    const int at_key = key + n / 2 * 8 + n % 2;
+    float x = -infinity();
+    if (at_key < end) {
+      x = value[n];
+      if constexpr (kBias) x = fmaf(load_bias(a.p, bias_offset(a.p, b, h, l, at_key)), kLog2E, x * scale);
+    }
+    value[n] = x;
+  }
+}
+
+// The quads' rows: normalisers, or what a split knows of them.
+template <int kTiles>
+__device__ __forceinline__ void finish_rows(const Args& a, int64_t row0, int count, int64_t split_rows, const float (&maximum)[kTiles][2],
+                                            const float (&sum)[kTiles][2]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float top = quad_max(maximum[m][i]);
+      const float part = maximum[m][i] == -infinity() ? sum[m][i] : sum[m][i] * simt::fast_exp2(maximum[m][i] - top);
+      const float total = quad_sum(part);
+      const int r = (warp * kTiles + m) * 16 + 8 * i + g;
+      const bool mine = t == 0 && r < count;
+      if (mine && a.row_splits == 1) write_row(a, row0 + r, top, total);
+      if (mine && a.row_splits > 1) {
+        a.split_stats[2 * (split_rows + row0 + r)] = top, a.split_stats[2 * (split_rows + row0 + r) + 1] = total;
+      }
+    }
+  }
+}
+
+// The last of a tile's splits puts their rows together, in order.
+__device__ __forceinline__ void merge_splits(const Args& a, int64_t row0, int count) {
+  const int64_t rows = a.p.B * a.p.H * a.p.L;
+  for (int r = static_cast<int>(threadIdx.x); r < count; r += kThreads) {
+    float top = -infinity(), total = 0.0f;
+    for (int s = 0; s < a.row_splits; ++s) {
+      const float* other = a.split_stats + 2 * (s * rows + row0 + r);
+      merge_into(top, total, other[0], other[1]);
+    }
+    write_row(a, row0 + r, top, total);
+  }
+}
+
+// Where this thread's 2 kTiles rows end, and the least and the greatest of the warp's. Rows past L count for nothing in the least: their
+// results are not written, but a bias must not be read for them.
+template <int kTiles>
+struct RowEnds {
+  int end[kTiles][2], least = 0x7fffffff, most = 0;
+
+  __device__ __forceinline__ RowEnds(const Args& a, int b, int64_t first_row) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, g = lane / 4;
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int64_t l = first_row + (warp * kTiles + m) * 16 + 8 * i + g;
+        end[m][i] = clamp_to(row_end(a.p, b, l), a.scan_end);
+        if (l < a.p.L) least = min(least, end[m][i]);
+        most = max(most, end[m][i]);
+      }
+    }
+    least = simt::warp::min(least), most = simt::warp::max(most);
+  }
+};
+
 template <typename T, int kSteps, bool kBias>
 __global__ void __launch_bounds__(kThreads, 2) row_kernel(const Args a) {
   using Core = Core<T, kSteps>;
@@ -89,20 +161,8 @@ __global__ void __launch_bounds__(kThreads, 2) row_kernel(const Args a) {
             p.query_stride[2], count, D, a.wide_loads, flip, stationary);
   const float scale = fmaxf(fabsf(p.scale) * kLog2E, 1e-37f);  // -inf of a masked key times a scale of 0 would be NaN
 
-  // Rows past L count for nothing in the bounds: their results are not written, but a bias must not be read for them.
-  int end[kTiles][2], least = 0x7fffffff, most = 0;
-#pragma unroll
-  for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int64_t l = first_row + (warp * kTiles + m) * 16 + 8 * i + g;
-      end[m][i] = clamp_to(row_end(p, b, l), a.scan_end);
-      if (l < p.L) least = min(least, end[m][i]);
-      most = max(most, end[m][i]);
-    }
-  }
-  least = simt::warp::min(least), most = simt::warp::max(most);
-  if (lane == 0) last_key[warp] = most;
+  const RowEnds<kTiles> ends(a, b, first_row);
+  if (lane == 0) last_key[warp] = ends.most;
   __syncthreads();
   const int block_most = max(max(last_key[0], last_key[1]), max(last_key[2], last_key[3]));
   const int begin = static_cast<int>(a.scan_begin), tiles = block_most <= begin ? 0 : (block_most - begin + cols - 1) / cols;
@@ -123,13 +183,13 @@ __global__ void __launch_bounds__(kThreads, 2) row_kernel(const Args a) {
     if (item + 1 < items) {
       stream_tile<T, kSteps>(item % 2 == 0 ? odd : even, key, p.key_stride[2], k0 + a.row_splits * cols, keys, D, a.wide_loads);
     }
-    if (k0 >= most) continue;  // the whole warp
+    if (k0 >= ends.most) continue;  // the whole warp
     const unsigned char* at = item % 2 == 0 ? even : odd;
 #pragma unroll 1
     for (int chunk = 0; chunk < cols; chunk += Core::kChunk) {
       float acc[kTiles][Core::kNTiles][4];
       core.dots(acc, stationary, at + chunk * Core::row_bytes(D), D);
-      const bool masked = kBias || k0 + chunk + Core::kChunk > least;
+      const bool masked = kBias || k0 + chunk + Core::kChunk > ends.least;
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
@@ -138,18 +198,7 @@ __global__ void __launch_bounds__(kThreads, 2) row_kernel(const Args a) {
 #pragma unroll
           for (int n = 0; n < 2 * Core::kNTiles; ++n) value[n] = acc[m][n / 2][2 * i + n % 2];
           if (masked) {
-#pragma unroll
-            for (int n = 0; n < 2 * Core::kNTiles; ++n) {
-              const int at_key = k0 + chunk + n / 2 * 8 + 2 * t + n % 2;
-              float x = -infinity();
-              if (at_key < end[m][i]) {
-                x = value[n];
-                if constexpr (kBias) {
-                  x = fmaf(load_bias(p, bias_offset(p, b, h, first_row + (warp * kTiles + m) * 16 + 8 * i + g, at_key)), kLog2E, x * scale);
-                }
-              }
-              value[n] = x;
-            }
+            mask_row<kBias>(a, b, h, first_row + (warp * kTiles + m) * 16 + 8 * i + g, k0 + chunk + 2 * t, ends.end[m][i], scale, value);
           }
           add_to_row(value, kBias ? 1.0f : scale, maximum[m][i], sum[m][i]);
         }
@@ -158,30 +207,9 @@ __global__ void __launch_bounds__(kThreads, 2) row_kernel(const Args a) {
   }
 
   const int64_t rows = p.B * p.H * p.L, row0 = static_cast<int64_t>(bh) * p.L + first_row;
-#pragma unroll
-  for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float top = quad_max(maximum[m][i]);
-      const float part = maximum[m][i] == -infinity() ? sum[m][i] : sum[m][i] * simt::fast_exp2(maximum[m][i] - top);
-      const float total = quad_sum(part);
-      const int r = (warp * kTiles + m) * 16 + 8 * i + g;
-      const bool mine = t == 0 && r < count;
-      if (mine && a.row_splits == 1) write_row(a, row0 + r, top, total);
-      if (mine && a.row_splits > 1) {
-        a.split_stats[2 * (split * rows + row0 + r)] = top, a.split_stats[2 * (split * rows + row0 + r) + 1] = total;
-      }
-    }
-  }
+  finish_rows(a, row0, count, split * rows, maximum, sum);
   if (a.row_splits == 1 || !arrive_last(p.semaphores + static_cast<int64_t>(tile) * p.B * p.H + bh, a.row_splits, &is_last)) return;
-  for (int r = static_cast<int>(threadIdx.x); r < count; r += kThreads) {
-    float top = -infinity(), total = 0.0f;
-    for (int s = 0; s < a.row_splits; ++s) {
-      const float* other = a.split_stats + 2 * (s * rows + row0 + r);
-      merge_into(top, total, other[0], other[1]);
-    }
-    write_row(a, row0 + r, top, total);
-  }
+  merge_splits(a, row0, count);
 }
 
 template <typename T, int kSteps>
