@@ -5,8 +5,13 @@
 #include <cstring>
 #include <vector>
 
+#include "merge/match.h"
+#include "score/pagerank.h"
 #include "score/score.h"
+#include "select/count.h"
 #include "select/gather.h"
+#include "select/quantiles.h"
+#include "select/samples.h"
 #include "select/topk.h"
 #include "similarity/cosine.h"
 #include "similarity/diverse.h"
@@ -119,6 +124,73 @@ const char* run_similarity(DType dtype, int64_t C, CpuLevel level, Generator& ra
   return status.message;
 }
 
+struct Workspace {
+  void* at = nullptr;
+  explicit Workspace(int64_t bytes) : at(std::aligned_alloc(64, static_cast<size_t>((bytes + 127) / 64 * 64))) {}
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace() { std::free(at); }
+};
+
+template <class Value>
+void add(Hash& hash, const std::vector<Value>& values) {
+  hash.add(values.data(), values.size() * sizeof(Value));
+}
+
+// What depends on the values of a row: quantiles, top-p counts, inverse-cdf samples.
+const char* run_rows(DType dtype, int64_t N, CpuLevel level, Generator& random, Hash& hash) {
+  constexpr int64_t B = 3, R = 50;
+  const auto scores = random_values(random, B * N, dtype);
+  TopkParams rows;
+  rows.scores = scores.data(), rows.B = B, rows.N = N, rows.score_stride = N, rows.dtype = dtype;
+  QuantilesParams q;
+  q.rows = rows, q.Q = 3, q.q[0] = 0.25f, q.q[1] = 0.5f, q.q[2] = 0.9f;
+  CountParams c;
+  c.rows = rows, c.level = 0.7, c.max_k = N, c.capacity = N;
+  SamplesParams s;
+  s.rows = rows, s.R = R, s.capacity = R;
+  std::vector<float> quantiles(static_cast<size_t>(B * q.Q));
+  std::vector<int64_t> counts(B), take(B), picks(static_cast<size_t>(B * R), -1), picked(B);
+  bool overflow[B] = {};
+  q.out = quantiles.data(), c.counts = counts.data(), c.take = take.data(), c.overflow = overflow;
+  s.index = picks.data(), s.counts = picked.data(), s.overflow = overflow;
+  const QuantilesPlan quantiles_plan = quantiles_plan_cpu(q);
+  const CountPlan count_plan = count_plan_cpu(c);
+  const SamplesPlan samples_plan = samples_plan_cpu(s);
+  const Workspace workspace(quantiles_plan.workspace_bytes + count_plan.workspace_bytes + samples_plan.workspace_bytes);
+  q.workspace = c.workspace = s.workspace = workspace.at;
+  Status status = quantiles_cpu(q, quantiles_plan, level, nullptr);
+  if (status.ok()) status = count_cpu(c, count_plan, level, nullptr);
+  if (status.ok()) status = samples_cpu(s, samples_plan, level, nullptr);
+  add(hash, quantiles), add(hash, counts), add(hash, take), add(hash, picks), add(hash, picked);
+  return status.message;
+}
+
+const char* run_tokens(DType dtype, int64_t D, CpuLevel level, Generator& random, Hash& hash) {
+  constexpr int64_t B = 2, H = 2, N = 101, r = 30;
+  const auto query = random_values(random, B * H * N * D, dtype), key = random_values(random, B * H * N * D, dtype);
+  PagerankParams p;
+  p.query = query.data(), p.key = key.data(), p.dtype = dtype, p.B = B, p.H = p.Hkv = H, p.N = N, p.D = D, p.scale = 0.3f;
+  MatchParams m;
+  m.metric = key.data(), m.dtype = dtype, m.B = B, m.H = H, m.N = N, m.D = D, m.S = (N + 1) / 2, m.T = N / 2, m.r = r;
+  p.query_stride[0] = p.key_stride[0] = m.metric_stride[0] = H * N * D;
+  p.query_stride[1] = p.key_stride[1] = m.metric_stride[1] = N * D;
+  p.query_stride[2] = p.key_stride[2] = m.metric_stride[2] = D;
+  std::vector<float> rank(static_cast<size_t>(B * H * N)), similarity(static_cast<size_t>(B * r));
+  std::vector<int64_t> source(static_cast<size_t>(B * r)), destination(source), index(static_cast<size_t>(B * m.rows()));
+  std::vector<int64_t> inverse(static_cast<size_t>(B * N));
+  p.rank = rank.data(), m.source = source.data(), m.destination = destination.data(), m.similarity = similarity.data();
+  m.index = index.data(), m.inverse = inverse.data();
+  const PagerankPlan pagerank_plan = pagerank_plan_cpu(p);
+  const MatchPlan match_plan = match_plan_cpu(m);
+  const Workspace workspace(pagerank_plan.workspace_bytes + match_plan.workspace_bytes);
+  p.workspace = m.workspace = workspace.at;
+  Status status = pagerank_cpu(p, pagerank_plan, level, nullptr);
+  if (status.ok()) status = match_cpu(m, match_plan, level, nullptr);
+  add(hash, rank), add(hash, source), add(hash, destination), add(hash, similarity), add(hash, index), add(hash, inverse);
+  return status.message;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -136,6 +208,14 @@ int main(int argc, char** argv) {
     }
     for (const int64_t C : {7, 130}) {
       if (const char* message = run_similarity(dtype, C, level, random, hash)) {
+        std::puts(message);
+        return 1;
+      }
+    }
+    for (const int64_t width : {17, 600}) {
+      const char* message = run_rows(dtype, width, level, random, hash);
+      if (!message) message = run_tokens(dtype, width / 8, level, random, hash);
+      if (message) {
         std::puts(message);
         return 1;
       }

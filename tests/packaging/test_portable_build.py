@@ -18,12 +18,22 @@ KERNELS = [
     "select/gather_cpu.cpp",
     "similarity/cosine_cpu.cpp",
     "similarity/diverse_cpu.cpp",
+    "score/pagerank_cpu.cpp",
+    "select/quantiles_cpu.cpp",
+    "select/count_cpu.cpp",
+    "select/samples_cpu.cpp",
+    "merge/match_cpu.cpp",
 ]
 PLANS = [
     "score/score_plan_cpu.cpp",
     "select/topk_plan_cpu.cpp",
     "similarity/cosine_plan_cpu.cpp",
     "similarity/diverse_plan_cpu.cpp",
+    "score/pagerank_plan_cpu.cpp",
+    "select/quantiles_plan_cpu.cpp",
+    "select/count_plan_cpu.cpp",
+    "select/samples_plan_cpu.cpp",
+    "merge/match_plan_cpu.cpp",
     "testing/portable_check.cpp",
 ]
 SOURCES = sorted(p.relative_to(ROOT / "csrc") for p in (ROOT / "csrc").glob("*/*_cpu.cpp") if p.parent.name != "testing")
