@@ -5,6 +5,7 @@
 #include "select/gather.h"
 #include "select/topk.h"
 #include "similarity/cosine.h"
+#include "similarity/density_cpu_layout.h"
 #include "similarity/diverse.h"
 #include "testing/bind.h"
 #include "testing/bind_fields.h"
@@ -177,6 +178,46 @@ py::dict run_diverse(const py::dict& d) {
   return result;
 }
 
+// The dicts of bind_density.cpp; strip_rows: without the matrix, whatever the number.
+template <typename Params>
+Params tokens_of(const py::dict& d) {
+  Params p;
+  p.B = d["B"].cast<int64_t>(), p.N = d["N"].cast<int64_t>(), p.C = d["C"].cast<int64_t>();
+  p.x_stride[0] = p.N * p.C, p.x_stride[1] = p.C;
+  p.dtype = dtype_of(get<std::string>(d, "dtype", "float32"));
+  return p;
+}
+
+py::tuple run_density(const py::dict& d) {
+  DensityParams p = tokens_of<DensityParams>(d);
+  p.k = d["k"].cast<int64_t>();
+  p.mask_stride = p.N;
+  const DeviceBuffer x = DeviceBuffer::of(d["x"], get<int64_t>(d, "offset_bytes", 0));
+  const DeviceBuffer mask = DeviceBuffer::of(array_of(d, "mask")), noise = DeviceBuffer::of(array_of(d, "noise"));
+  p.x = x.as(), p.mask = mask.as<uint8_t>(), p.noise = noise.as<float>();
+  DensityPlan plan = density_plan_cpu(p);
+  if (d.contains("strip_rows")) {
+    plan.store_distances = false;
+    plan.workspace_bytes = density_layout(p, false).floats * 4;
+  }
+  const DeviceBuffer workspace(plan.workspace_bytes), density(p.B * p.N * 4), distance(p.B * p.N * 4);
+  p.workspace = workspace.as(), p.density = density.as<float>(), p.distance = distance.as<float>();
+  check(density_cpu(p, plan, level_of(d), threads_of(d)));
+  return py::make_tuple(density.numpy("float32", {p.B, p.N}), distance.numpy("float32", {p.B, p.N}));
+}
+
+py::array run_nearest(const py::dict& d) {
+  NearestParams p = tokens_of<NearestParams>(d);
+  p.K = d["K"].cast<int64_t>();
+  const DeviceBuffer x = DeviceBuffer::of(d["x"], get<int64_t>(d, "offset_bytes", 0)), centers = DeviceBuffer::of(d["centers"]);
+  p.x = x.as(), p.centers = centers.as<int64_t>();
+  const NearestPlan plan = nearest_plan_cpu(p);
+  const DeviceBuffer workspace(plan.workspace_bytes), labels(p.B * p.N * 8);
+  p.workspace = workspace.as(), p.labels = labels.as<int64_t>();
+  check(nearest_cpu(p, plan, level_of(d), threads_of(d)));
+  return labels.numpy("int64", {p.B, p.N});
+}
+
 }  // namespace
 
 void bind_cpu(py::module_& m) {
@@ -185,7 +226,9 @@ void bind_cpu(py::module_& m) {
   m.def("topk_cpu", &run_topk);
   m.def("gather_cpu", [](const py::dict& d) { return run_gather(d, false); });
   m.def("cosine_cpu", &run_cosine);
+  m.def("density_cpu", &run_density);
   m.def("diverse_cpu", &run_diverse);
+  m.def("nearest_cpu", &run_nearest);
   m.def("scatter_rows_cpu", [](const py::dict& d) { return run_gather(d, true); });
 }
 
