@@ -139,8 +139,8 @@ def space_to_depth(x: Tensor, grid: Sequence[int], block: Sizes = 2) -> Tensor:
     """
     try:
         kernel, _ = _axes(grid, None, block, None, None)
-        if any(n % b for n, b in zip(kernel[:3], kernel[6:9], strict=True)):
-            _checks.bad_value("space_to_depth", f"grid must be multiples of block={block}, got {tuple(grid)}")
+        if kernel[0] % kernel[6] or kernel[1] % kernel[7] or kernel[2] % kernel[8]:  # any() over a generator costs 0.5 us more
+            raise ValueError("grid")  # explained below
         out: Tensor = _autograd.call(_op, (x,), x, *kernel, None, 1.0, False, _STACK)
     except Exception as error:
         explain(error, check_space_to_depth, x, grid, block)
