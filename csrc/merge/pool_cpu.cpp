@@ -84,10 +84,38 @@ TS_INLINE void pool_columns(const PoolParams& p, const Box& box, const T* x, con
   }
 }
 
+constexpr int kFew = 8;  // tokens of a small window, whose addresses are made once for all channels: a fifth of a bfloat16 output
+
+// Whole blocks of 64 channels of a small window. Returns the first channel that is left.
+template <typename T, bool kMax, bool kWeighted>
+TS_INLINE int64_t pool_few(const PoolParams& p, const Box& box, const T* x, const float* weights, Vec count, T* out) {
+  const T* from[kFew];
+  int tokens = 0;
+  each_row(p, box, [&](int64_t first, int64_t wide, int64_t) {
+    for (int64_t i = 0; i < wide; ++i) from[tokens++] = x + (first + i) * p.stride_n;
+  });
+  int64_t c = 0;
+  for (; c + kVecs * kLanes <= p.C; c += kVecs * kLanes) {
+    Vec sum[kVecs];
+    for (int v = 0; v < kVecs; ++v) sum[v] = kMax ? splat(-kInfinity) : zero();
+    for (int i = 0; i < tokens; ++i) {
+      const Vec weight = kWeighted ? splat(weights[i]) : count;
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        const Vec value = load(from[i] + c + v * kLanes);
+        sum[v] = kMax ? nan_max(sum[v], value) : kWeighted ? fma(weight, value, sum[v]) : add(sum[v], value);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) store(out + c + v * kLanes, kMax || kWeighted ? sum[v] : div(sum[v], count));
+  }
+  return c;
+}
+
 template <typename T, bool kMax, bool kWeighted>
 static void pool_row(const PoolParams& p, const Box& box, const T* x, const float* weights, T* out) {
   const Vec count = splat(static_cast<float>(box.count()));
-  int64_t c = 0;
+  int64_t c = box.count() <= kFew ? pool_few<T, kMax, kWeighted>(p, box, x, weights, count, out) : 0;
   for (; c + kVecs * kLanes <= p.C; c += kVecs * kLanes) {
     pool_columns<T, kVecs, false, kMax, kWeighted>(p, box, x + c, weights, count, out + c, kLanes);
   }
