@@ -132,6 +132,49 @@ __device__ inline void add_general(const Args& a, int b, int h, int64_t l, int64
   seen += weight;
 }
 
+// The rows of a chunk, from entry `first` of the row table on (row `l` of head h), added to this thread's keys element by element.
+template <int kTiles, int kNTiles>
+__device__ __forceinline__ void add_general_chunk(const Args& a, const RowTable& table, int b, int h, int64_t l, int first, int warp_key,
+                                                  const float (&acc)[kTiles][kNTiles][4], float (&sum)[kTiles][2],
+                                                  float (&seen)[kTiles][2]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+    for (int n = 0; n < kNTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = 8 * n + 2 * t + i % 2, key = warp_key + 16 * m + g + 8 * (i / 2);
+        if (key >= table.end[first + row]) continue;
+        const float2 f = reinterpret_cast<const float2*>(table.facts)[first + row];
+        add_general(a, b, h, l + row, key, acc[m][n][i], f.x, f.y, table.weight[first + row], sum[m][i / 2], seen[m][i / 2]);
+      }
+    }
+  }
+}
+
+// A given lse is also an output: the key tiles share the copy.
+__device__ __forceinline__ void copy_lse(const Args& a, int b, int kv_head, int group, int tile) {
+  const ScoreParams& p = a.p;
+  const int64_t from = (static_cast<int64_t>(b) * p.H + kv_head * group) * p.L;
+  for (int64_t i = tile * kThreads + static_cast<int>(threadIdx.x); i < group * p.L; i += a.key_tiles * kThreads) {
+    p.lse_out[from + i] = p.lse_in[from + i];
+  }
+}
+
+// Tiles of query rows [first, tiles), every col_splits-th of them: under a causal mask all splits then have the same work.
+struct RowTiles {
+  int first, count;  // count: of a head
+
+  __device__ __forceinline__ RowTiles(const Args& a, int64_t tile_key, int cols, int split) {
+    const ScoreParams& p = a.p;
+    const int tiles = static_cast<int>((p.L + cols - 1) / cols);
+    const int64_t first_row = p.causal && p.query_positions == nullptr ? tile_key - (p.N - p.L) : 0;
+    first = (first_row <= 0 ? 0 : static_cast<int>(first_row / cols)) + split;
+    count = tiles <= first ? 0 : (tiles - first + a.col_splits - 1) / a.col_splits;
+  }
+};
+
 template <typename T, int kSteps, bool kLean>
 __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
   using Core = Core<T, kSteps>;
@@ -163,11 +206,8 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
             count, D, a.wide_loads, 0, stationary);
   const float scale = p.scale * kLog2E;
 
-  // Tiles of query rows [first, tiles), every col_splits-th of them: under a causal mask all splits then have the same work.
-  const int tiles = static_cast<int>((p.L + cols - 1) / cols);
-  const int64_t first_row = p.causal && p.query_positions == nullptr ? tile_key - (p.N - p.L) : 0;
-  const int first = (first_row <= 0 ? 0 : static_cast<int>(first_row / cols)) + split;
-  const int per_head = tiles <= first ? 0 : (tiles - first + a.col_splits - 1) / a.col_splits, items = group * per_head;
+  const RowTiles rows_of(a, tile_key, cols, split);
+  const int first = rows_of.first, per_head = rows_of.count, items = group * per_head;
 
   float sum[kTiles][2], seen[kTiles][2];
   const float start = p.query_reduction == Reduction::kMax ? -infinity() : 0.0f;
@@ -218,19 +258,7 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
         for (int chunk = 0; chunk < cols; chunk += Core::kChunk) {
           float acc[kTiles][Core::kNTiles][4];
           core.dots(acc, stationary, at + chunk * Core::row_bytes(D), D);
-#pragma unroll
-          for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-            for (int n = 0; n < Core::kNTiles; ++n) {
-#pragma unroll
-              for (int i = 0; i < 4; ++i) {
-                const int r = buffer * kCols + chunk + 8 * n + 2 * t + i % 2, key = warp_key + 16 * m + g + 8 * (i / 2);
-                if (key >= ends[r]) continue;
-                const float2 f = reinterpret_cast<const float2*>(facts)[r];
-                add_general(a, b, h, l0 + r - buffer * kCols, key, acc[m][n][i], f.x, f.y, weights[r], sum[m][i / 2], seen[m][i / 2]);
-              }
-            }
-          }
+          add_general_chunk(a, table, b, h, l0 + chunk, buffer * kCols + chunk, warp_key, acc, sum, seen);
         }
       } else if (warp_key + warp_keys > least) {
         lean_tile<true>(core, stationary, at, facts, ends, buffer, warp_key + g, D, scale, sum);
@@ -248,12 +276,7 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
   if (a.per_head && per_head == 0) {
     for (int i = 0; i < group; ++i) write_head(kv_head * group + i);
   }
-  if (a.with_lse && split == 0) {  // the key tiles share the copy
-    const int64_t from = (static_cast<int64_t>(b) * p.H + kv_head * group) * p.L;
-    for (int64_t i = tile * kThreads + static_cast<int>(threadIdx.x); i < group * p.L; i += a.key_tiles * kThreads) {
-      p.lse_out[from + i] = p.lse_in[from + i];
-    }
-  }
+  if (a.with_lse && split == 0) copy_lse(a, b, kv_head, group, tile);
 
   if (!arrive_last(p.semaphores + static_cast<int64_t>(tile) * p.B + b, static_cast<int>(p.Hkv) * a.col_splits, &is_last)) return;
   const float rows = row_divisor(p, b, parts), heads = score::head_divisor(p, b);
