@@ -92,6 +92,16 @@ def test_debug_checks_are_off_by_default_and_restored() -> None:
     assert _debug.enabled is before
 
 
+@pytest.mark.parametrize("starts", [[[-1, 4]], [[0, 1]], [[4, 0]], [[0, 4]]])
+def test_debug_checks_of_runs(starts: list[list[int]]) -> None:
+    """Of what the CPU kernel refuses anyway and the CUDA kernel does not see: runs of 3 in 6 tokens."""
+    with pytest.raises(ValueError, match="pool_runs: starts must be ascending"):
+        _debug.runs("pool_runs", torch.tensor(starts), 3, 6)
+    with pytest.raises(ValueError, match="starts must be ascending"):
+        ts.pool_runs(X, torch.tensor(starts).repeat(2, 1), 3, 2)
+    _debug.runs("pool_runs", torch.tensor([[0, 3]]), 3, 6)
+
+
 def test_debug_checks_environment_variable(run_python: Callable[..., Any]) -> None:
     code = "import torch, tokensieve as ts; ts.select_topk(torch.tensor([[float('nan')]]), 1)"
     for value, fails in (("1", True), ("0", False), ("", False)):

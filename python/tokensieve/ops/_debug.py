@@ -105,6 +105,15 @@ def first_picks(op: str, first: Tensor, N: int) -> None:
         _checks.bad_value(op, f"first must be in [-1, N={N}), got {int(first[row])} in row {row}")
 
 
+def runs(op: str, starts: Tensor, length: int, S: int) -> None:
+    """Raises for runs of `length` tokens that do not ascend, overlap or end outside [0, S)."""
+    ends = torch.nn.functional.pad(starts[:, 1:], (0, 1), value=S)  # a run ends before the next one begins
+    wrong = (starts < 0) | (starts + length > ends)
+    if bool(wrong.any()):
+        where = _first(wrong)
+        _checks.bad_value(op, f"starts must be ascending, runs must not overlap and must end inside x, got {int(starts[where])} at {where}")
+
+
 def rows(op: str, name: str, index: Tensor, count: int, letter: str) -> None:
     """Raises for rows or labels outside [-1, count)."""
     wrong = (index < -1) | (index >= count)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd, _checks
+from . import _autograd, _checks, _debug
 from ._checks import FLOATS, explain
 
 _runs = torch.ops.tokensieve.pool_runs.default
@@ -22,7 +22,7 @@ def pool_runs(x: Tensor, starts: Tensor, length: int, stride: int) -> Tensor:
     Args:
         x: (B, S, C) float32, float16 or bfloat16, channels contiguous, strides of B and S are free.
         starts: (B, I) int64, the first token of each image, ascending; images do not overlap. On CUDA this is checked by
-            `debug_checks` only.
+            `debug_checks` alone.
         length: tokens of an image.
         stride: tokens of an average; what is left behind the last whole one of an image is dropped.
 
@@ -47,6 +47,8 @@ def pool_runs(x: Tensor, starts: Tensor, length: int, stride: int) -> Tensor:
         out: Tensor = _autograd.call(_runs, (x,), x, starts, length, stride)
     except Exception as error:
         explain(error, check_pool_runs, x, starts, length, stride)
+    if _debug.enabled and _debug.readable(starts):
+        _debug.runs("pool_runs", starts, length, x.shape[1])
     return out
 
 
