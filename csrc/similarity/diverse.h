@@ -36,7 +36,7 @@ struct DiverseParams {
 // A first outside [-1, N) is refused on the CPU; on CUDA it counts as -1.
 
 struct DiversePlan {
-  bool store_distances = true;  // CUDA: the N x N matrix in the workspace; else one row recomputed per pick. Never stored on the CPU
+  bool store_distances = true;  // the N x N matrix in the workspace; else one row recomputed per pick
   int64_t workspace_bytes = 0;
   int64_t num_semaphores = 0;  // CUDA
   int threads = 0;             // CUDA: threads per block of the picking kernel

@@ -54,16 +54,10 @@ static void tile(const float* const* row, const float* panel, int64_t panel_step
   }
 }
 
-struct Side {                     // packed rows, at the first channel of the block in hand
-  const float* data;              // panel 0
-  int64_t panel_step;             // floats from a panel to the next
-  const int32_t* list = nullptr;  // where it is given, row r is packed as row list[r] (of the first side of a product)
+struct Side {          // packed rows, at the first channel of the block in hand
+  const float* data;   // panel 0
+  int64_t panel_step;  // floats from a panel to the next
 };
-
-TS_INLINE const float* packed_row(Side a, int64_t r) {
-  const int64_t i = a.list ? a.list[r] : r;
-  return a.data + i / kLanes * a.panel_step + i % kLanes;
-}
 
 // Rows [first, last) of `a` against panels [p, p + kPanels) of `b`.
 template <int kRows, int kPanels>
@@ -73,7 +67,7 @@ static void rows_of_tiles(Side a, int64_t first, int64_t last, const float* pane
   for (; r + kRows <= last; r += kRows) {
     const float* row[kRows];
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) row[i] = packed_row(a, r + i);
+    for (int i = 0; i < kRows; ++i) row[i] = a.data + (r + i) / kLanes * a.panel_step + (r + i) % kLanes;
     tile<kRows, kPanels>(row, panel, panel_step, dims, begin, out + r * stride, stride);
   }
   if constexpr (kRows > 1) {
@@ -102,7 +96,7 @@ static void block(Side a, int64_t rows, Side b, int64_t panels, int64_t dims, bo
 static void all_channels(Side a, int64_t rows, Side b, int64_t panels, int64_t C, bool upper, float* out, int64_t stride) {
   int64_t d = 0;
   do {  // once even for C = 0: the products are 0 then
-    const Side from = {a.data + d * kLanes, a.panel_step, a.list}, to = {b.data + d * kLanes, b.panel_step};
+    const Side from = {a.data + d * kLanes, a.panel_step}, to = {b.data + d * kLanes, b.panel_step};
     block(from, rows, to, panels, smaller(kDims, C - d), d == 0, upper, out, stride);
     d += kDims;
   } while (d < C);

@@ -6,7 +6,7 @@
 #include "select/topk.h"
 #include "similarity/cosine.h"
 #include "similarity/density_cpu_layout.h"
-#include "similarity/diverse.h"
+#include "similarity/diverse_cpu_layout.h"
 #include "testing/bind.h"
 #include "testing/bind_fields.h"
 
@@ -168,13 +168,17 @@ py::dict run_diverse(const py::dict& d) {
   const DeviceBuffer x = DeviceBuffer::of(d["x"], get<int64_t>(d, "offset_bytes", 0));
   const DeviceBuffer candidates = DeviceBuffer::of(array_of(d, "candidates")), first = DeviceBuffer::of(array_of(d, "first"));
   p.x = x.as(), p.candidates = candidates.as<uint8_t>(), p.first = first.as<int64_t>();
-  const DiversePlan plan = diverse_plan_cpu(p);
+  DiversePlan plan = diverse_plan_cpu(p);
+  if (d.contains("store") && !d["store"].is_none()) {
+    plan.store_distances = d["store"].cast<bool>();
+    plan.workspace_bytes = 4 * diverse_layout(p, plan.store_distances).floats;
+  }
   const DeviceBuffer index(p.B * p.K * 8), workspace(plan.workspace_bytes);
   p.index = index.as<int64_t>(), p.workspace = workspace.as();
   check(diverse_cpu(p, plan, level_of(d), threads_of(d)));
   py::dict result;
   result["index"] = index.numpy("int64", {p.B, p.K});
-  result["flops"] = plan.flops, result["workspace_bytes"] = plan.workspace_bytes;
+  result["store"] = plan.store_distances, result["flops"] = plan.flops, result["workspace_bytes"] = plan.workspace_bytes;
   return result;
 }
 

@@ -71,20 +71,24 @@ def loop(x: np.ndarray, picks: int) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", BYTES)
-@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 17, 5, 17), (1, 145, 3, 60), (2, 300, 130, 40), (1, 33, 0, 33)], ids=str)
-def test_diverse_cpu_gives_the_picks_of_the_loop(cpu: Cpu, sizes: tuple[int, ...], dtype: str) -> None:  # noqa: F811
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 17, 5, 17), (1, 145, 3, 60), (1, 300, 130, 40), (1, 33, 0, 33)], ids=str)
+def test_diverse_cpu_stored_and_recomputed_distances_give_the_picks_of_the_loop(cpu: Cpu, sizes: tuple[int, ...], dtype: str) -> None:  # noqa: F811
     B, N, C, K = sizes
     x = rows(N, B, N, C, dtype=dtype)
     want = np.array([loop(as_float(x[b]), K) for b in range(B)])
-    call = {"sizes": list(sizes), "x": x, "dtype": dtype, "offset_bytes": BYTES[dtype], "metric": 1}
-    for split in (False, True):
-        cpu.split = split
-        np.testing.assert_array_equal(cpu.diverse_cuda(call)["index"], want)
-        np.testing.assert_array_equal(cpu.diverse_cuda(call | {"first": want[:, 0]})["index"], want)
+    call = {"sizes": list(sizes), "x": x, "dtype": dtype, "offset_bytes": BYTES[dtype]}
+    for store in (True, False):
+        for split in (False, True):
+            cpu.split = split
+            np.testing.assert_array_equal(cpu.diverse_cuda(call | {"metric": 1, "store": store})["index"], want)
+            first = cpu.diverse_cuda(call | {"metric": 1, "store": store, "first": want[:, 0]})["index"]
+            np.testing.assert_array_equal(first, want)
+    cosines = [cpu.diverse_cuda(call | {"metric": 0, "store": store})["index"] for store in (True, False)]
+    np.testing.assert_array_equal(*cosines)
 
 
 def landscapes() -> dict[str, np.ndarray]:
-    """1000 points of small integers (squares exact in float32): seven blocks; pairs are met in full, by their open rows, or never."""
+    """1000 points of small integers, whose squares are exact in float32: seven blocks."""
     random, N = np.random.default_rng(0), 1000
     one_hot = np.eye(N, 40, dtype=np.float32)  # all but 40 are the same point
     line = np.stack([np.arange(N) % 250, np.arange(N) // 250 * 700], 1)
@@ -103,7 +107,7 @@ def landscapes() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", landscapes())
-def test_diverse_cpu_skips_no_distance_that_decides(cpu: Cpu, kind: str) -> None:  # noqa: F811
+def test_diverse_cpu_picks_of_the_loop_on_integer_landscapes(cpu: Cpu, kind: str) -> None:  # noqa: F811
     x = landscapes()[kind].astype(np.float32)[None]
     sizes = [1, *x.shape[1:], 40]
     want = np.array([loop(x[0].astype(np.float64), 40)])
@@ -116,11 +120,12 @@ def test_diverse_cpu_skips_no_distance_that_decides(cpu: Cpu, kind: str) -> None
     np.testing.assert_array_equal(got, kept[loop(x[0, kept].astype(np.float64), 40)][None])
 
 
-def test_diverse_cpu_plan_needs_no_matrix(kernels: Any) -> None:
+def test_diverse_cpu_plan_stores_the_matrix_unless_few_rows_do(kernels: Any) -> None:
     x = np.ones((1, 400, 4), np.float32)
-    plan = kernels.diverse_cpu({"sizes": [1, 400, 4, 9], "x": x})
-    assert plan["flops"] == (400 * 399 // 2 + 9 * 400) * 8
-    assert plan["workspace_bytes"] < 400 * 400 * 4
+    for K, first, stores in ((22, None, True), (22, [0], False), (23, [0], True), (400, [0], True)):
+        given = None if first is None else np.array(first)
+        assert kernels.diverse_cpu({"sizes": [1, 400, 4, K], "x": x, "first": given})["store"] is stores
+    assert kernels.diverse_cpu({"sizes": [1, 400, 4, 9], "x": x})["flops"] == 400 * 399 * 4
 
 
 def test_cosine_cpu_plan_splits_columns_only_where_rows_are_few(kernels: Any) -> None:
