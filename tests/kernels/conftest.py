@@ -14,11 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(os.environ.get("TOKENSIEVE_KERNELS_DIR", ROOT / "build" / "testing"))
 
 # (order, seed, resident blocks). One order alone misses things: descending does not see every dropped barrier, three seeds miss some
-# too. The sanitizers judge the happens-before order and the addresses, not the answer, so two schedules do there.
+# too. The sanitizers judge addresses and the happens-before order, not the answer: two schedules do there, and one
+# for the order (TSan takes 2 minutes a schedule).
 SCHEDULES = {
     "none": [("ascending", 0, 1), ("descending", 0, 2), ("random", 1, 2), ("random", 2, 3), ("random", 3, 4)],
     "address": [("ascending", 0, 1), ("random", 1, 3)],
-    "thread": [("ascending", 0, 2), ("random", 1, 3)],
+    "thread": [("random", 1, 3)],
 }
 
 
