@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,21 +12,21 @@ from torch.autograd import forward_ad
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
-def call(op: Callable[..., Any], differentiable: Sequence[Tensor], *arguments: Any) -> Any:
+def call(op: Any, differentiable: Sequence[Tensor | None], *arguments: Any) -> Any:
     """`op(*arguments)`; skips the Python autograd kernel that register_autograd installs (4 of 6 us a call) where nothing needs it."""
     if torch.compiler.is_compiling():
         return op(*arguments)
     if torch.is_grad_enabled():
         for tensor in differentiable:  # a loop: any() over a generator costs 0.2 us more
-            if tensor.requires_grad:
+            if tensor is not None and tensor.requires_grad:
                 return op(*arguments)
     if forward_ad._current_level >= 0:  # torch drops the tangents of such an op in silence
         _refuse_tangents(op, differentiable)
     with _BelowAutograd():
-        return op(*arguments)
+        return op._op(*arguments)  # what OpOverload.__call__ does, without its frame: 0.24 us
 
 
-def _refuse_tangents(op: Any, tensors: Sequence[Tensor]) -> None:
-    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+def _refuse_tangents(op: Any, tensors: Sequence[Tensor | None]) -> None:
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         name = op.name().replace("::", ".")
         raise ValueError(f"{name}: tensors must carry no forward-mode tangent (torch.func.jvp); gradients are reverse-mode only")

@@ -88,7 +88,7 @@ def attention_scores(
         heads = head_weights if head_weights is None else head_weights.contiguous()
         before = accumulate if accumulate is None else accumulate.contiguous()
         arguments = (*score_arguments(query, key, *options), ACTIVATIONS[activation], heads, before)
-        differentiable = [t for t in (query, key, bias, lse, row_weights, head_weights, accumulate) if t is not None]
+        differentiable = (query, key, bias, lse, row_weights, head_weights, accumulate)
         scores, row_lse = _autograd.call(_op, differentiable, query, key, *arguments)
     except Exception as error:
         explain(error, check_attention_scores, query, key, options, activation, head_weights, accumulate)
