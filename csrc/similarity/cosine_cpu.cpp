@@ -289,9 +289,8 @@ void run_images(const Task& t, ParallelForFn threads) {
   }
   const int64_t tasks = t.at.row_blocks * t.at.splits;
   const int64_t cost = smaller(p.M, kDotBlock) * (p.N / t.at.splits) * (p.C + 16);  // about 16 a nanosecond
-  parallel_for(threads, t.images * tasks, 1 + 400000 / (cost + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) run_task<T>(t, i / tasks, i % tasks / t.at.splits, i % t.at.splits);
-  });
+  parallel_tasks(threads, t.images * tasks, 1 + 400000 / (cost + 1),
+                 [&](int64_t i) { run_task<T>(t, i / tasks, i % tasks / t.at.splits, i % t.at.splits); });
   if (p.reduction == CosineReduction::kNone) return;
   parallel_for(threads, t.images * p.M, 1 + 20000 / (10 + t.at.splits * t.at.keep), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) finish_row(t, i / p.M, i % p.M);

@@ -177,26 +177,21 @@ template <typename Body>
 void over_rows(const DensityTask& t, bool fresh, ParallelForFn threads, const Body& body) {
   const int64_t blocks = t.at.blocks, pairs = blocks * (blocks + 1) / 2;
   if (t.store) {
-    parallel_for(threads, fresh ? t.images * pairs : 0, 1 + 20 / (t.p.C + 1), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        int64_t bi = 0, rest = i % pairs;
-        for (; rest >= blocks - bi; ++bi) rest -= blocks - bi;
-        distance_block(t, image_of(t, i / pairs), bi, bi + rest, 0, true);
-      }
+    parallel_tasks(threads, fresh ? t.images * pairs : 0, 1 + 20 / (t.p.C + 1), [&](int64_t i) {
+      int64_t bi = 0, rest = i % pairs;
+      for (; rest >= blocks - bi; ++bi) rest -= blocks - bi;
+      distance_block(t, image_of(t, i / pairs), bi, bi + rest, 0, true);
     });
-    parallel_for(threads, t.images * blocks, 1 + 200 / (t.p.N + 1), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) body(image_of(t, i / blocks), i % blocks, int64_t{0});
-    });
+    parallel_tasks(threads, t.images * blocks, 1 + 200 / (t.p.N + 1),
+                   [&](int64_t i) { body(image_of(t, i / blocks), i % blocks, int64_t{0}); });
     return;
   }
   for (int64_t g = 0; g < t.images; ++g) {
     const Image image = image_of(t, g);
     for (int64_t first = 0; first < blocks; first += kDensityStrips) {
-      parallel_for(threads, smaller(kDensityStrips, blocks - first), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t block = first + begin; block < first + end; ++block) {
-          for (int64_t bj = 0; bj < blocks; ++bj) distance_block(t, image, block, bj, first * kDotBlock, false);
-          body(image, block, first * kDotBlock);
-        }
+      parallel_tasks(threads, smaller(kDensityStrips, blocks - first), 1, [&](int64_t i) {
+        for (int64_t bj = 0; bj < blocks; ++bj) distance_block(t, image, first + i, bj, first * kDotBlock, false);
+        body(image, first + i, first * kDotBlock);
       });
     }
   }

@@ -231,14 +231,12 @@ void run_images(const DiverseTask& t, ParallelForFn threads) {
       if (i % panels * kPanelRows < image.n) pack_tokens<T>(t, image, i % panels);
     }
   });
-  parallel_for(threads, t.images * t.at.pairs, 1 + 20 / (C + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Image image = image_of(t, i / t.at.pairs);
-      if (!t.store && given_first(t.p, image) >= 0) continue;
-      int64_t bi = 0, rest = i % t.at.pairs;
-      for (; rest >= t.at.blocks - bi; ++bi) rest -= t.at.blocks - bi;
-      if ((bi + rest) * kDotBlock < image.n) distance_block(t, image, bi, bi + rest);
-    }
+  parallel_tasks(threads, t.images * t.at.pairs, 1 + 20 / (C + 1), [&](int64_t i) {
+    const Image image = image_of(t, i / t.at.pairs);
+    if (!t.store && given_first(t.p, image) >= 0) return;
+    int64_t bi = 0, rest = i % t.at.pairs;
+    for (; rest >= t.at.blocks - bi; ++bi) rest -= t.at.blocks - bi;
+    if ((bi + rest) * kDotBlock < image.n) distance_block(t, image, bi, bi + rest);
   });
   if (!t.store) {  // rows are shared among the threads
     for (int64_t g = 0; g < t.images; ++g) pick_tokens(t, image_of(t, g), threads);

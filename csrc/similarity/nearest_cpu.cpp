@@ -162,9 +162,8 @@ Status run(const NearestParams& p, ParallelForFn threads) {
         }
       }
     });
-    parallel_for(threads, t.images * blocks, 1 + 20000 / ((p.K + 1) * (p.C + 1)), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) label_block<T>(t, image_of(t, i / blocks), i % blocks);
-    });
+    parallel_tasks(threads, t.images * blocks, 1 + 20000 / ((p.K + 1) * (p.C + 1)),
+                   [&](int64_t i) { label_block<T>(t, image_of(t, i / blocks), i % blocks); });
     for (int64_t g = 0; g < t.images; ++g) {  // from behind: of a token that is listed twice, the first place counts
       const Image image = image_of(t, g);
       for (int64_t c = p.K - 1; c >= 0; --c) {
