@@ -4,7 +4,8 @@
 // Algorithm: cosine_match of sources against targets, rows read in place (even and odd tokens are strides, lists are row numbers), so no
 // normalised copy and no S x T matrix exist; then one stable sort of S keys an image, and two passes that write the plan.
 //
-// Work: S T D multiply-adds; 577 tokens, D = 64: 5.3 M, 0.1 ms on one AVX2 core; the sort of 288 keys takes 2 us.
+// Work: S T D multiply-adds; 577 tokens, D = 64: 5.3 M, 0.1 ms on one AVX2 core; the sort of 288 keys takes 2 us. From 256 channels on most
+// of them are int16 products: 729 tokens, D = 1152: 153 M, 1.9 ms (2.6 in float32).
 // Exact and deterministic: same plan on every level and number of threads.
 #include "core/simd.h"
 #include "merge/match_args.h"

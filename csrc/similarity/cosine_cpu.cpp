@@ -5,73 +5,40 @@
 // 1 / |b| and reduced there, so the M x N matrix is never stored (kNone stores it, being asked to). With one block of rows (text queries,
 // pivots) b is packed block by block in L2 and read from memory once. kMatch and kMax: a row is scanned 16 columns at a time for values
 // above its worst kept one, which random data meets T * ln(N / T) times. Lists of different column ranges merge in order.
+// One neighbour of many channels: int16 products first, exact ones of the candidates (cosine_filter_cpu.h).
 //
 // Work: M N C multiply-adds; M = N = 577, C = 64: 21 M, 0.3 ms on one AVX2 core. M = 16, N = 2880, C = 4096: bound by reading b (47 MB).
 // Exact and deterministic: same bits on every level and number of threads; ties to the lowest index, NaN last.
-#include "core/simd.h"
-#include "similarity/cosine_cpu_layout.h"
-#include "similarity/cosine_sum_cpu.h"
-#include "similarity/dot_tile_cpu.h"
+#include "similarity/cosine_block_cpu.h"
+#include "similarity/cosine_filter_cpu.h"
 
 TS_ISA_BEGIN
 
 namespace {
 
-constexpr int64_t kBlockPanels = kDotBlock / kPanelRows;
-constexpr float kNanRank = -4.0f;  // below every cosine, above an empty place (-inf)
-
-struct Block {  // dot products of up to 144 rows of a with up to 144 rows of b
-  int64_t b, row, rows, column, columns;
-  alignas(64) float dot[kDotBlock * kDotBlock];
-  alignas(64) float inverse[kDotBlock];  // 1 / |b|, negative where the lowest similarity is wanted
-  Mask allowed[kBlockPanels];            // columns that exist and are candidates
-};
-
-using Task = sums::Task;
-
-// Lists hold an index as the bits of a float, so that vectors carry both; such floats are moved, never computed with.
-TS_INLINE float as_index(int64_t column) { return float_of_bits(static_cast<uint32_t>(column)); }
-
-TS_INLINE float* a_panels(const Task& t, int64_t g) {
-  return static_cast<float*>(t.p.workspace) + t.at.a + g * dot_ceil(t.p.M, kPanelRows) * dot_panel_floats(t.p.C);
-}
-TS_INLINE float* b_panels(const Task& t, int64_t g) {
-  return static_cast<float*>(t.p.workspace) + t.at.b + g * dot_ceil(t.p.N, kPanelRows) * dot_panel_floats(t.p.C);
-}
-TS_INLINE float* b_inverse(const Task& t, int64_t g) {
-  return static_cast<float*>(t.p.workspace) + t.at.inverse + g * dot_round_up(t.p.N, 16);
-}
-
-// The 16 rows of a panel; behind the last row, that one again.
-template <typename T>
-TS_INLINE void panel_rows(const T** row, const void* data, int64_t batch_offset, int64_t stride, const int64_t* list, int64_t first,
-                          int64_t count) {
-  for (int j = 0; j < kLanes; ++j) {
-    const int64_t i = smaller(first + j, count - 1), at = list ? (list[i] < 0 ? 0 : list[i]) : i;
-    row[j] = static_cast<const T*>(data) + batch_offset + at * stride;
-  }
-}
-TS_INLINE const int64_t* a_list(const CosineParams& p, int64_t b) { return p.a_rows ? p.a_rows + b * p.a_rows_stride : nullptr; }
-TS_INLINE const int64_t* b_list(const CosineParams& p, int64_t b) { return p.b_rows ? p.b_rows + b * p.b_rows_stride : nullptr; }
-
 template <typename T>
 void pack_a(const Task& t, int64_t g, int64_t panel) {
   const CosineParams& p = t.p;
-  const T* row[kLanes];
-  const int64_t b = t.first_image + g;
-  panel_rows(row, p.a, b * p.a_stride[0], p.a_stride[1], a_list(p, b), panel * kPanelRows, p.M);
+  const T* row[kLanes];  // behind the last row, that one again
+  for (int j = 0; j < kLanes; ++j) row[j] = a_row<T>(p, t.first_image + g, smaller(panel * kPanelRows + j, p.M - 1));
   float* const to = a_panels(t, g) + panel * dot_panel_floats(p.C);
   dots::scale_panel(to, p.C, dots::inverse_norm(dots::pack_panel(row, p.C, to)));
+  if (!t.at.filter) return;
+  const Vec error = filter::round_panel(to, p.C, splat(1.0f), filter::a_items(t, g) + panel * filter::panel_items(p));
+  store(filter::a_error(t, g) + panel * kPanelRows, error);
 }
 
 template <typename T>
 void pack_b(const Task& t, int64_t g, int64_t panel) {
   const CosineParams& p = t.p;
   const T* row[kLanes];
-  const int64_t b = t.first_image + g;
-  panel_rows(row, p.b, b * p.b_stride[0], p.b_stride[1], b_list(p, b), panel * kPanelRows, p.N);
-  const Vec squares = dots::pack_panel(row, p.C, b_panels(t, g) + panel * dot_panel_floats(p.C));
-  store(b_inverse(t, g) + panel * kPanelRows, dots::inverse_norm(squares));
+  for (int j = 0; j < kLanes; ++j) row[j] = b_row<T>(p, t.first_image + g, smaller(panel * kPanelRows + j, p.N - 1));
+  float* const to = b_panels(t, g) + panel * dot_panel_floats(p.C);
+  const Vec inverse = dots::inverse_norm(dots::pack_panel(row, p.C, to));
+  store(b_inverse(t, g) + panel * kPanelRows, inverse);
+  if (!t.at.filter) return;
+  const Vec error = filter::round_panel(to, p.C, inverse, filter::b_items(t, g) + panel * filter::panel_items(p));
+  store(filter::b_error(t, g) + panel * kPanelRows, error);
 }
 
 // Packs 128 channels of every panel of b in turn and multiplies.
@@ -87,7 +54,7 @@ void multiply_unpacked(const Task& t, dots::Side a, Block& x) {
     const int64_t dims = smaller(dots::kDims, p.C - d);
     for (int64_t i = 0; i < panels; ++i) {
       const T* row[kLanes];
-      panel_rows(row, p.b, x.b * p.b_stride[0], p.b_stride[1], b_list(p, x.b), x.column + i * kPanelRows, p.N);
+      for (int j = 0; j < kLanes; ++j) row[j] = b_row<T>(p, x.b, smaller(x.column + i * kPanelRows + j, p.N - 1));
       squares[i] = add(squares[i], dots::pack(row, d, dims, packed + i * dots::kDims * kLanes));
     }
     dots::block({a.data + d * kLanes, a.panel_step}, x.rows, {packed, dots::kDims * kLanes}, panels, dims, d == 0, false, x.dot, kDotBlock);
@@ -107,22 +74,8 @@ void multiply(const Task& t, int64_t g, Block& x) {
   } else {
     multiply_unpacked<T>(t, a, x);
   }
-  const uint8_t* const allowed = p.candidates ? p.candidates + x.b * p.candidates_stride + x.column : nullptr;
-  for (int64_t i = 0; i < panels; ++i) {
-    const int64_t left = x.columns - i * kLanes;
-    if (!p.largest) store(x.inverse + i * kLanes, mul(load(x.inverse + i * kLanes), splat(-1.0f)));
-    x.allowed[i] = first_lanes(left);
-    if (allowed && left >= kLanes) x.allowed[i] = nonzero_bytes(allowed + i * kLanes);
-    for (int64_t j = 0; allowed && left < kLanes && j < left; ++j) {
-      if (!allowed[i * kLanes + j]) x.allowed[i] &= ~(1u << j);
-    }
-  }
-}
-
-// The columns of panel i that row m may take.
-TS_INLINE Mask taken(const CosineParams& p, const Block& x, int64_t m, int64_t i) {
-  const int64_t self = m - x.column - i * kLanes;
-  return p.exclude_self && self >= 0 && self < kLanes ? x.allowed[i] & ~(1u << self) : x.allowed[i];
+  for (int64_t i = 0; !p.largest && i < panels * kLanes; i += kLanes) store(x.inverse + i, mul(load(x.inverse + i), splat(-1.0f)));
+  find_allowed(p, x);
 }
 
 // Puts a column into a descending list of `keep`; after its equals, which have lower indices.
@@ -243,7 +196,10 @@ void run_task(const Task& t, int64_t g, int64_t row_block, int64_t split) {
     rank[i] = -kInfinity;
     index[i] = as_index(-1);
   }
-  for (int64_t c = split * t.at.column_blocks / t.at.splits; c < (split + 1) * t.at.column_blocks / t.at.splits; ++c) {
+  const int64_t first = split * t.at.column_blocks / t.at.splits, last = (split + 1) * t.at.column_blocks / t.at.splits;
+  x.column = first * kDotBlock;
+  if (t.at.filter && filter::nearest<T>(t, g, x, smaller(last * kDotBlock, p.N) - x.column, rank, index)) return;
+  for (int64_t c = first; c < last; ++c) {
     x.column = c * kDotBlock;
     x.columns = smaller(kDotBlock, p.N - x.column);
     multiply<T>(t, g, x);

@@ -9,16 +9,6 @@ namespace tokensieve {
 
 constexpr int64_t kDensityStrips = 8;  // of kDotBlock rows, in hand at once where the matrix is not stored
 
-// Hands out offsets in floats from the 64-byte aligned workspace, each for `images` images; sizes are rounded up to 16.
-struct Offsets {
-  int64_t images, floats = 0;
-  int64_t take(int64_t size) {
-    const int64_t from = floats;
-    floats += images * dot_round_up(size, 16);
-    return from;
-  }
-};
-
 struct DensityLayout {
   int64_t rows = 0;         // N, rounded up to whole panels: the pitch of the distances
   int64_t blocks = 0;       // of kDotBlock rows

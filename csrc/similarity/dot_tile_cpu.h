@@ -5,12 +5,15 @@
 // 24 of 32). 128 channels at a time: the vectors' panels (AVX2 8 KB, AVX-512 24 KB) stay in L1 while the rows stream from L2.
 // A dot product is the sum, over blocks of 128 channels, of one chain of fused multiply-adds: neither the tile's shape nor the side that a
 // row is on changes a bit, and the error grows with 128 + C / 128, not with C.
+// Items are floats (a channel) or int32 (two channels as int16, cosine_filter_cpu.h): the same tiles, 128 items at a time.
 #pragma once
 
-#include "core/simd.h"
+#include "core/simd_int.h"
 #include "similarity/panels_cpu.h"
 
 TS_ISA_BEGIN
+
+TS_INLINE Vec multiply_add(Vec a, Vec b, Vec sum) { return fma(a, b, sum); }
 
 namespace dots {
 
@@ -23,49 +26,51 @@ constexpr int kTileRows = 2, kTilePanels = 1;
 #endif
 constexpr int64_t kDims = 128;
 
-// out[r][p * 16 ...] (+)= rows . panels over `dims` channels. row[r] -> the row's first value, its next channel 16 floats further.
-template <int kRows, int kPanels>
-static void tile(const float* const* row, const float* panel, int64_t panel_step, int64_t dims, bool begin, float* out,
-                 int64_t out_stride) {
-  Vec sum[kRows][kPanels];
+// out[r][p * 16 ...] (+)= rows . panels over `dims` items. row[r] -> the row's first item, its next one 16 items further.
+template <int kRows, int kPanels, typename Item>
+static void tile(const Item* const* row, const Item* panel, int64_t panel_step, int64_t dims, bool begin, Item* out, int64_t out_stride) {
+  using Lanes = decltype(load(panel));
+  Lanes sum[kRows][kPanels];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3
-    for (int p = 0; p < kPanels; ++p) sum[r][p] = zero();
+    for (int p = 0; p < kPanels; ++p) sum[r][p] = splat(Item{0});
   }
   for (int64_t d = 0; d < dims * kLanes; d += kLanes) {
-    Vec x[kPanels];
+    Lanes x[kPanels];
 #pragma GCC unroll 3
     for (int p = 0; p < kPanels; ++p) x[p] = load(panel + p * panel_step + d);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const Vec y = splat(row[r][d]);
+      const Lanes y = splat(row[r][d]);
 #pragma GCC unroll 3
-      for (int p = 0; p < kPanels; ++p) sum[r][p] = fma(y, x[p], sum[r][p]);
+      for (int p = 0; p < kPanels; ++p) sum[r][p] = multiply_add(y, x[p], sum[r][p]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3
     for (int p = 0; p < kPanels; ++p) {
-      float* const to = out + r * out_stride + p * kLanes;
+      Item* const to = out + r * out_stride + p * kLanes;
       store(to, begin ? sum[r][p] : add(load(to), sum[r][p]));
     }
   }
 }
 
-struct Side {          // packed rows, at the first channel of the block in hand
-  const float* data;   // panel 0
-  int64_t panel_step;  // floats from a panel to the next
+template <typename Item>
+struct SideOf {        // packed rows, at the first item of the block in hand
+  const Item* data;    // panel 0
+  int64_t panel_step;  // items from a panel to the next
 };
+using Side = SideOf<float>;
 
 // Rows [first, last) of `a` against panels [p, p + kPanels) of `b`.
-template <int kRows, int kPanels>
-static void rows_of_tiles(Side a, int64_t first, int64_t last, const float* panel, int64_t panel_step, int64_t dims, bool begin, float* out,
-                          int64_t stride) {
+template <int kRows, int kPanels, typename Item>
+static void rows_of_tiles(SideOf<Item> a, int64_t first, int64_t last, const Item* panel, int64_t panel_step, int64_t dims, bool begin,
+                          Item* out, int64_t stride) {
   int64_t r = first;
   for (; r + kRows <= last; r += kRows) {
-    const float* row[kRows];
+    const Item* row[kRows];
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) row[i] = a.data + (r + i) / kLanes * a.panel_step + (r + i) % kLanes;
     tile<kRows, kPanels>(row, panel, panel_step, dims, begin, out + r * stride, stride);
@@ -75,9 +80,9 @@ static void rows_of_tiles(Side a, int64_t first, int64_t last, const float* pane
   }
 }
 
-template <int kPanels>
-static int64_t columns_of_tiles(Side a, int64_t rows, Side b, int64_t p, int64_t panels, int64_t dims, bool begin, bool upper, float* out,
-                                int64_t stride) {
+template <int kPanels, typename Item>
+static int64_t columns_of_tiles(SideOf<Item> a, int64_t rows, SideOf<Item> b, int64_t p, int64_t panels, int64_t dims, bool begin,
+                                bool upper, Item* out, int64_t stride) {
   for (; p + kPanels <= panels; p += kPanels) {
     const int64_t last = upper ? smaller(rows, (p + kPanels) * kLanes) : rows;
     rows_of_tiles<kTileRows, kPanels>(a, 0, last, b.data + p * b.panel_step, b.panel_step, dims, begin, out + p * kLanes, stride);
@@ -85,18 +90,21 @@ static int64_t columns_of_tiles(Side a, int64_t rows, Side b, int64_t p, int64_t
   return p;
 }
 
-// out[r, c] (+)= a[r] . b[c] over one block of `dims` <= 128 channels, r < rows, c < 16 * panels. `begin` overwrites.
+// out[r, c] (+)= a[r] . b[c] over one block of `dims` <= 128 items, r < rows, c < 16 * panels. `begin` overwrites.
 // `upper`: a and b are the same rows, and what lies below the 16 x 16 blocks of the diagonal is left undefined.
-static void block(Side a, int64_t rows, Side b, int64_t panels, int64_t dims, bool begin, bool upper, float* out, int64_t stride) {
+template <typename Item>
+static void block(SideOf<Item> a, int64_t rows, SideOf<Item> b, int64_t panels, int64_t dims, bool begin, bool upper, Item* out,
+                  int64_t stride) {
   int64_t p = columns_of_tiles<kTilePanels>(a, rows, b, 0, panels, dims, begin, upper, out, stride);
   if constexpr (kTilePanels > 1) columns_of_tiles<1>(a, rows, b, p, panels, dims, begin, upper, out, stride);
 }
 
-// The same over all C channels of two packed sets.
-static void all_channels(Side a, int64_t rows, Side b, int64_t panels, int64_t C, bool upper, float* out, int64_t stride) {
+// The same over all C items of two packed sets.
+template <typename Item>
+static void all_channels(SideOf<Item> a, int64_t rows, SideOf<Item> b, int64_t panels, int64_t C, bool upper, Item* out, int64_t stride) {
   int64_t d = 0;
   do {  // once even for C = 0: the products are 0 then
-    const Side from = {a.data + d * kLanes, a.panel_step}, to = {b.data + d * kLanes, b.panel_step};
+    const SideOf<Item> from = {a.data + d * kLanes, a.panel_step}, to = {b.data + d * kLanes, b.panel_step};
     block(from, rows, to, panels, smaller(kDims, C - d), d == 0, upper, out, stride);
     d += kDims;
   } while (d < C);
