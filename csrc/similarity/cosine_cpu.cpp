@@ -138,25 +138,30 @@ void scan_lists(const Task& t, const Block& x, float* rank, float* index) {
   }
 }
 
-// The same for one match a row, which random data changes ln N times: scalar.
+// The same for one match a row: every lane keeps its own best, with the panel that it came from (a branch a panel: 3 times as slow).
 void scan_best(const Task& t, const Block& x, float* rank, float* index) {
   const int64_t panels = dot_ceil(x.columns, kPanelRows);
   for (int64_t r = 0; r < x.rows; ++r) {
+    Vec best = splat(-kInfinity), from = zero();
     for (int64_t i = 0; i < panels; ++i) {
       Vec value = mul(load(x.dot + r * kDotBlock + i * kLanes), load(x.inverse + i * kLanes));
-      value = select(is_nan(value), splat(kNanRank), value);
-      Mask better = greater(value, splat(rank[r])) & taken(t.p, x, x.row + r, i);
-      if (!better) continue;
-      float lane[kLanes];
-      store(lane, value);
-      for (; better; better &= better - 1) {
-        const int j = __builtin_ctz(better);
-        if (lane[j] > rank[r]) {
-          rank[r] = lane[j];
-          index[r] = as_index(x.column + i * kLanes + j);
-        }
-      }
+      value = where_nan(value, splat(kNanRank), value);
+      const Mask allowed = taken(t.p, x, x.row + r, i);
+      if (allowed != first_lanes(kLanes)) value = select(allowed, value, splat(-kInfinity));
+      from = where_greater(value, best, splat(static_cast<float>(i)), from);
+      best = where_greater(value, best, value, best);
     }
+    const float most = reduce_max(best);
+    if (!(most > rank[r])) continue;
+    float panel[kLanes];
+    store(panel, from);
+    int64_t lowest = x.columns;
+    for (Mask equal = ~greater(splat(most), best) & first_lanes(kLanes); equal; equal &= equal - 1) {
+      const int j = __builtin_ctz(equal);
+      lowest = smaller(lowest, static_cast<int64_t>(panel[j]) * kLanes + j);
+    }
+    rank[r] = most;
+    index[r] = as_index(x.column + lowest);
   }
 }
 

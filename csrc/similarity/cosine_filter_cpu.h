@@ -52,12 +52,8 @@ struct Listed {
 TS_INLINE int64_t panel_items(const CosineParams& p) { return dot_round_up(p.C, 16) / 2 * kPanelRows; }
 TS_INLINE float* floats(const Task& t, int64_t offset) { return static_cast<float*>(t.p.workspace) + offset; }
 TS_INLINE int32_t* items(const Task& t, int64_t offset) { return static_cast<int32_t*>(t.p.workspace) + offset; }
-TS_INLINE int32_t* a_items(const Task& t, int64_t g) {
-  return items(t, t.at.a_items) + g * dot_ceil(t.p.M, kPanelRows) * panel_items(t.p);
-}
-TS_INLINE int32_t* b_items(const Task& t, int64_t g) {
-  return items(t, t.at.b_items) + g * dot_ceil(t.p.N, kPanelRows) * panel_items(t.p);
-}
+TS_INLINE int32_t* a_items(const Task& t, int64_t g) { return items(t, t.at.a_items) + g * dot_ceil(t.p.M, kPanelRows) * panel_items(t.p); }
+TS_INLINE int32_t* b_items(const Task& t, int64_t g) { return items(t, t.at.b_items) + g * dot_ceil(t.p.N, kPanelRows) * panel_items(t.p); }
 TS_INLINE float* a_error(const Task& t, int64_t g) { return floats(t, t.at.a_error) + g * dot_round_up(t.p.M, kPanelRows); }
 TS_INLINE float* b_error(const Task& t, int64_t g) { return floats(t, t.at.b_error) + g * dot_round_up(t.p.N, kPanelRows); }
 
