@@ -191,8 +191,8 @@ void run_task(const Task& t, int64_t g, int64_t row_block, int64_t split) {
   const CosineParams& p = t.p;
   Block x;
   x.b = t.first_image + g;
-  x.row = row_block * kDotBlock;
-  x.rows = smaller(kDotBlock, p.M - x.row);
+  x.row = row_block * t.at.block_rows;
+  x.rows = smaller(t.at.block_rows, p.M - x.row);
   const int64_t list = ((g * t.at.splits + split) * p.M + x.row) * t.at.keep;
   float* const rank = static_cast<float*>(p.workspace) + t.at.rank + list;
   float* const index = static_cast<float*>(p.workspace) + t.at.index + list;
@@ -249,7 +249,7 @@ void run_images(const Task& t, ParallelForFn threads) {
     });
   }
   const int64_t tasks = t.at.row_blocks * t.at.splits;
-  const int64_t cost = smaller(p.M, kDotBlock) * (p.N / t.at.splits) * (p.C + 16);  // about 16 a nanosecond
+  const int64_t cost = smaller(p.M, t.at.block_rows) * (p.N / t.at.splits) * (p.C + 16);  // about 16 a nanosecond
   parallel_tasks(threads, t.images * tasks, 1 + 400000 / (cost + 1),
                  [&](int64_t i) { run_task<T>(t, i / tasks, i % tasks / t.at.splits, i % t.at.splits); });
   if (p.reduction == CosineReduction::kNone) return;
