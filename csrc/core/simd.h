@@ -310,7 +310,10 @@ TS_INLINE void transpose(Vec* x) {
 // ---- on top of the level's primitives ----------------------------------------------------------------------------------------
 
 TS_INLINE Vec zero() { return splat(0.0f); }
-TS_INLINE Vec load_upto(const float* p, int64_t n) { return n >= kLanes ? load(p) : load_n(p, n); }
+template <typename T>
+TS_INLINE Vec load_upto(const T* p, int64_t n) {
+  return n >= kLanes ? load(p) : load_n(p, n);
+}
 TS_INLINE void store_upto(float* p, Vec x, int64_t n) {
   if (n >= kLanes) {
     store(p, x);

@@ -14,6 +14,7 @@ TS_INLINE IntVec splat(int32_t x) { return {_mm512_set1_epi32(x)}; }
 TS_INLINE IntVec load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 TS_INLINE void store(int32_t* p, IntVec x) { _mm512_storeu_si512(p, x.v); }
 TS_INLINE IntVec add(IntVec a, IntVec b) { return {_mm512_add_epi32(a.v, b.v)}; }
+TS_INLINE Vec to_float(IntVec x) { return {_mm512_cvtepi32_ps(x.v)}; }
 TS_INLINE Mask greater(IntVec a, IntVec b) { return _mm512_cmpgt_epi32_mask(a.v, b.v); }
 TS_INLINE IntVec multiply_add(IntVec a, IntVec b, IntVec sum) {
   sum.v = _mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v));
@@ -36,6 +37,7 @@ TS_INLINE void store(int32_t* p, IntVec x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), x.hi);
 }
 TS_INLINE IntVec add(IntVec a, IntVec b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+TS_INLINE Vec to_float(IntVec x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
 TS_INLINE Mask greater(IntVec a, IntVec b) {
   const __m256i lo = _mm256_cmpgt_epi32(a.lo, b.lo), hi = _mm256_cmpgt_epi32(a.hi, b.hi);
   return pack_mask(_mm256_castsi256_ps(lo), _mm256_castsi256_ps(hi));
@@ -69,6 +71,11 @@ TS_INLINE void store(int32_t* p, IntVec x) { __builtin_memcpy(p, &x, sizeof x); 
 TS_INLINE IntVec add(IntVec a, IntVec b) {
   for (int i = 0; i < kLanes; ++i) a.x[i] += b.x[i];
   return a;
+}
+TS_INLINE Vec to_float(IntVec x) {
+  float lane[kLanes];
+  for (int i = 0; i < kLanes; ++i) lane[i] = static_cast<float>(x.x[i]);
+  return load(lane);
 }
 TS_INLINE Mask greater(IntVec a, IntVec b) {
   Mask m = 0;

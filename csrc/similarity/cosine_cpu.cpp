@@ -24,7 +24,7 @@ void pack_a(const Task& t, int64_t g, int64_t panel) {
   float* const to = a_panels(t, g) + panel * dot_panel_floats(p.C);
   dots::scale_panel(to, p.C, dots::inverse_norm(dots::pack_panel(row, p.C, to)));
   if (!t.at.filter) return;
-  const Vec error = filter::round_panel(to, p.C, splat(1.0f), filter::a_items(t, g) + panel * filter::panel_items(p));
+  const Vec error = rounded::round_panel(to, p.C, splat(1.0f), filter::a_items(t, g) + panel * filter::panel_items(p));
   store(filter::a_error(t, g) + panel * kPanelRows, error);
 }
 
@@ -37,7 +37,7 @@ void pack_b(const Task& t, int64_t g, int64_t panel) {
   const Vec inverse = dots::inverse_norm(dots::pack_panel(row, p.C, to));
   store(b_inverse(t, g) + panel * kPanelRows, inverse);
   if (!t.at.filter) return;
-  const Vec error = filter::round_panel(to, p.C, inverse, filter::b_items(t, g) + panel * filter::panel_items(p));
+  const Vec error = rounded::round_panel(to, p.C, inverse, filter::b_items(t, g) + panel * filter::panel_items(p));
   store(filter::b_error(t, g) + panel * kPanelRows, error);
 }
 

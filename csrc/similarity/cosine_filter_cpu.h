@@ -1,24 +1,20 @@
 // The nearest column of every row by int16 products first: for many channels, where multiplications are all that counts.
 //
-// Rows of norm 1 are rounded to n / 32767. With rounding errors of norm e and f, a product of two rounded rows is off by at most
-// |a||f| + |e||b| + |e||f| (Cauchy-Schwarz), about 6e-4 at C = 1152, so every column whose rounded product lies within twice that of a row's
-// largest is a candidate: 1.3 of 365 for random rows. Candidates get the exact product, with the additions of dot_tile_cpu.h in the same
-// order, and only that is compared: values and indices are those of the float path, bit for bit.
-// No overflow: a sum of int16 products is at most the product of two norms, (1.01 * 32767 + sqrt(C) / 2)^2 < 1.1e9 for C <= 16384; sums on
-// the way may wrap, the last one is right. A pair of products is at most 2 * 32767^2 < 2^31.
+// A product of two rounded rows is off by at most 6e-4 at C = 1152 (rounded_cpu.h), so every column whose rounded product lies within twice
+// that of a row's largest is a candidate: 1.3 of 365 for random rows. Candidates get the exact product, with the additions of dot_tile_cpu.h
+// in the same order, and only that is compared: values and indices are those of the float path, bit for bit.
 // Rows that are not finite, or whose norm is not 1 (denormal ones), and blocks where a row has more than 16 candidates (copies of a token)
 // are left to the float path.
 #pragma once
 
-#include "core/simd_int.h"
 #include "similarity/cosine_block_cpu.h"
+#include "similarity/rounded_cpu.h"
 
 TS_ISA_BEGIN
 
 namespace {
 namespace filter {
 
-constexpr float kScale = 32767.0f;
 constexpr int kListed = 16;
 constexpr int32_t kNothing = -1500000000;  // below every product, and a margin further down is still an int32
 
@@ -49,7 +45,7 @@ struct Listed {
   }
 };
 
-TS_INLINE int64_t panel_items(const CosineParams& p) { return dot_round_up(p.C, 16) / 2 * kPanelRows; }
+TS_INLINE int64_t panel_items(const CosineParams& p) { return rounded::panel_items(p.C); }
 TS_INLINE float* floats(const Task& t, int64_t offset) { return static_cast<float*>(t.p.workspace) + offset; }
 TS_INLINE int32_t* items(const Task& t, int64_t offset) { return static_cast<int32_t*>(t.p.workspace) + offset; }
 TS_INLINE int32_t* a_items(const Task& t, int64_t g) { return items(t, t.at.a_items) + g * dot_ceil(t.p.M, kPanelRows) * panel_items(t.p); }
@@ -57,37 +53,14 @@ TS_INLINE int32_t* b_items(const Task& t, int64_t g) { return items(t, t.at.b_it
 TS_INLINE float* a_error(const Task& t, int64_t g) { return floats(t, t.at.a_error) + g * dot_round_up(t.p.M, kPanelRows); }
 TS_INLINE float* b_error(const Task& t, int64_t g) { return floats(t, t.at.b_error) + g * dot_round_up(t.p.N, kPanelRows); }
 
-// Rounds a panel times `factor`, two channels an item. Returns the norm of the errors of every row, infinite where the row's is not 1 or 0.
-static Vec round_panel(const float* panel, int64_t C, Vec factor, int32_t* to) {
-  const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: the sum's low bits are the integer
-  Vec squares = zero(), errors = zero();
-  for (int64_t d = 0; d < dot_round_up(C, 16); d += 2, to += kLanes) {  // panels are filled up with zeros
-    Vec biased[2];
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const Vec x = mul(load(panel + (d + i) * kLanes), factor);
-      biased[i] = fma(min(max(x, splat(-1.0f)), splat(1.0f)), splat(kScale), magic);
-      const Vec error = fma(x, splat(kScale), sub(magic, biased[i]));
-      squares = fma(x, x, squares);
-      errors = fma(error, error, errors);
-    }
-    store(to, pack_pairs(biased[0], biased[1]));
-  }
-  const Mask one = greater(squares, splat(0.99f)) & greater(splat(1.01f), squares);
-  const Mask none = ~greater(squares, zero()) & ~is_nan(squares);
-  return select(one | none, mul(sqrt(errors), splat(1.0f / kScale)), splat(kInfinity));
-}
-
 // How far below a row's largest rounded product its nearest column may be, in units of 1 / 32767^2. False: not bounded.
 static bool find_margins(const Task& t, int64_t g, const Block& x, int64_t columns, int32_t* margin) {
   const float* const error = b_error(t, g);
   float f = 0.0f;
   for (int64_t n = x.column; n < x.column + columns; ++n) f = error[n] > f ? error[n] : f;
-  // The float path is off too: chains of 128 additions and C / 128 more, of terms whose sum is at most 1, and the scaling to norm 1.
-  const double steps = static_cast<double>(t.p.C) / 128.0 + 136.0, rounding = steps / (1 << 23);
   for (int64_t r = 0; r < x.rows; ++r) {
-    const double e = a_error(t, g)[x.row + r], off = 1.02 * (e + f) + e * f + rounding;
-    const double twice = 2.0 * off * kScale * kScale + 2.0;
+    const double off = rounded::largest_difference(a_error(t, g)[x.row + r], f, t.p.C);
+    const double twice = 2.0 * off * rounded::kScale * rounded::kScale + 2.0;
     if (!(twice < 5e8)) return false;
     margin[r] = static_cast<int32_t>(twice);
   }

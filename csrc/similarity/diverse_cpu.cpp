@@ -4,47 +4,17 @@
 // Algorithm: (1) candidates are packed into panels, for the cosine scaled to norm 1; (2) distances of every pair of 144-row blocks i <= j,
 // once, written to both places of the matrix, with the distance to the nearest other token taken along; (3) per pick one sweep over the
 // last pick's row: distance to the nearest pick = min(so far, row), and its maximum. Where the matrix is not stored (plan), step 3 computes
-// the row, and step 2 only runs where a first pick has to be found.
+// the row, and step 2 only runs where a first pick has to be found. Cosines of many channels: int16 products in step 2, exact ones only of
+// pairs that decide (diverse_filter_cpu.h).
 //
-// Work: N^2 C multiply-adds (half of the full product), K N minima. N = 2880, C = 4096: 17 G multiply-adds, 190 ms on two AVX2 cores at
-// 90 G a second; packing reads 47 MB and the picks 4 MB. Bound by multiply-adds.
+// Work: N^2 C / 2 multiply-adds (half of the full product), K N minima. N = 2880, C = 4096: 17 G multiply-adds, 190 ms on two AVX2 cores at
+// 90 G a second, 105 ms as int16 at 160 G; packing reads 47 MB and the picks 4 MB. Bound by multiply-adds.
 // Exact and deterministic: same bits on every level and number of threads; ties to the lowest index.
-#include "core/simd.h"
-#include "similarity/diverse_cpu_layout.h"
-#include "similarity/dot_tile_cpu.h"
+#include "similarity/diverse_filter_cpu.h"
 
 TS_ISA_BEGIN
 
 namespace {
-
-struct Image {
-  int64_t b;  // in the batch
-  int64_t n;  // candidates
-  float *panels, *squares, *nearest, *best, *distances;
-  int32_t* tokens;
-};
-
-struct DiverseTask {
-  const DiverseParams& p;
-  const DiverseLayout& at;
-  bool store;
-  int64_t first_image, images;
-};
-
-Image image_of(const DiverseTask& t, int64_t g) {
-  float* const work = static_cast<float*>(t.p.workspace);
-  const DiverseLayout& at = t.at;
-  Image image;
-  image.b = t.first_image + g;
-  image.panels = work + at.panels + g * (at.rows / kPanelRows * dot_panel_floats(t.p.C));
-  image.squares = work + at.squares + g * at.rows;
-  image.nearest = work + at.nearest + g * at.blocks * at.rows;
-  image.best = work + at.best + g * at.rows;
-  image.distances = work + at.distances + g * (t.store ? at.rows * at.rows : at.rows);
-  image.tokens = reinterpret_cast<int32_t*>(work + at.tokens) + g * at.rows;
-  image.n = reinterpret_cast<const int32_t*>(work + at.counts)[g * 16];
-  return image;
-}
 
 // Positions of the candidates, ascending, so that the tie rule holds among them too.
 void list_candidates(const DiverseTask& t, int64_t g) {
@@ -56,41 +26,46 @@ void list_candidates(const DiverseTask& t, int64_t g) {
     image.tokens[n] = static_cast<int32_t>(i);
     n += !allowed || allowed[i] ? 1 : 0;
   }
-  reinterpret_cast<int32_t*>(static_cast<float*>(p.workspace) + t.at.counts)[g * 16] = n;
+  *image.state = {n, 0, -1.0f};
 }
 
 template <typename T>
 void pack_tokens(const DiverseTask& t, const Image& image, int64_t panel) {
   const DiverseParams& p = t.p;
-  const T* const base = static_cast<const T*>(p.x) + image.b * p.x_stride[0];
-  const T* row[kLanes];
-  for (int j = 0; j < kLanes; ++j) {  // behind the last candidate: that one again
-    row[j] = base + image.tokens[smaller(panel * kLanes + j, image.n - 1)] * p.x_stride[1];
-  }
+  const T* row[kLanes];  // behind the last candidate: that one again
+  for (int j = 0; j < kLanes; ++j) row[j] = token_row<T>(p, image, smaller(panel * kLanes + j, image.n - 1));
   float* const to = image.panels + panel * dot_panel_floats(p.C);
   Vec squares = dots::pack_panel(row, p.C, to);
   if (p.metric == DiverseMetric::kCosine) {
-    squares = dots::scale_panel(to, p.C, dots::inverse_norm(squares));
+    const Vec inverse = dots::inverse_norm(squares);
+    squares = dots::scale_panel(to, p.C, inverse);
+    if (t.at.filter) {
+      store(image.inverse + panel * kLanes, inverse);
+      const Vec error = rounded::round_panel(to, p.C, splat(1.0f), image.items + panel * rounded::panel_items(p.C));
+      store(image.error + panel * kLanes, error);
+    }
     squares = select(greater(squares, zero()) | is_nan(squares), squares, splat(1.0f));  // norm 0: cosine 0
   }
   store(image.squares + panel * kLanes, squares);
 }
 
-// Never negative; a NaN gives 0. Rows of the same values have a == b == dot, and sqrt(a * a) == a, so their distance is exactly 0.
-TS_INLINE Vec distance(DiverseMetric metric, Vec dot, Vec a, Vec b) {
-  const Vec d = metric == DiverseMetric::kCosine ? sub(splat(1.0f), div(dot, sqrt(mul(a, b)))) : sub(add(a, b), add(dot, dot));
-  return max(d, zero());
+TS_INLINE Vec distance_of(const DiverseTask& t, const float* dot, Vec a, Vec b) { return distance(t.p.metric, load(dot), a, b); }
+// Of rounded products: of rows of norm 1, or 0 and then 1.
+TS_INLINE Vec distance_of(const DiverseTask&, const int32_t* dot, Vec, Vec) {
+  const Vec unit = splat(1.0f / (rounded::kScale * rounded::kScale));
+  return max(sub(splat(1.0f), mul(to_float(load(dot)), unit)), zero());
 }
 
 // 16 x 16 dot products of panels i <= j become distances, go to both places of the matrix, and give every token its nearest in the other.
-TS_INLINE void finish_square(const DiverseTask& t, const Image& image, const float* dot, int64_t i, int64_t j, Vec* near_i, Vec* near_j) {
+template <typename Item>
+TS_INLINE void finish_square(const DiverseTask& t, const Image& image, const Item* dot, int64_t i, int64_t j, Vec* near_i, Vec* near_j) {
   const int64_t pitch = t.at.rows;
   const Vec squares_j = load(image.squares + j * kLanes);
   const Mask real_j = first_lanes(image.n - j * kLanes);
   Vec x[kLanes], least = *near_j;
 #pragma GCC unroll 16
   for (int r = 0; r < kLanes; ++r) {
-    x[r] = distance(t.p.metric, load(dot + r * kDotBlock), splat(image.squares[i * kLanes + r]), squares_j);
+    x[r] = distance_of(t, dot + r * kDotBlock, splat(image.squares[i * kLanes + r]), squares_j);
     if (t.store) store(image.distances + (i * kLanes + r) * pitch + j * kLanes, x[r]);
     x[r] = select(i == j ? real_j & ~(1u << r) : real_j, x[r], splat(kInfinity));  // neither itself nor padding is a neighbour
     if (i * kLanes + r < image.n) least = min(x[r], least);
@@ -107,14 +82,17 @@ TS_INLINE void finish_square(const DiverseTask& t, const Image& image, const flo
   *near_i = least;
 }
 
-void distance_block(const DiverseTask& t, const Image& image, int64_t bi, int64_t bj) {
-  alignas(64) float dot[kDotBlock * kDotBlock];
+// panels: of `items` items a row.
+template <typename Item>
+void distance_block(const DiverseTask& t, const Image& image, const Item* panels, int64_t panel_step, int64_t items, int64_t bi,
+                    int64_t bj) {
+  alignas(64) Item dot[kDotBlock * kDotBlock];
   constexpr int64_t kBlockPanels = kDotBlock / kPanelRows;
-  const int64_t C = t.p.C, panel_floats = dot_panel_floats(C), all = dot_ceil(image.n, kPanelRows);
+  const int64_t all = dot_ceil(image.n, kPanelRows);
   const int64_t i0 = bi * kBlockPanels, j0 = bj * kBlockPanels;
   const int64_t rows = smaller(kBlockPanels, all - i0), columns = smaller(kBlockPanels, all - j0);
-  const dots::Side a = {image.panels + i0 * panel_floats, panel_floats}, b = {image.panels + j0 * panel_floats, panel_floats};
-  dots::all_channels(a, rows * kLanes, b, columns, C, bi == bj, dot, kDotBlock);
+  const dots::SideOf<Item> a = {panels + i0 * panel_step, panel_step}, b = {panels + j0 * panel_step, panel_step};
+  dots::all_channels(a, rows * kLanes, b, columns, items, bi == bj, dot, kDotBlock);
   Vec near_i[kBlockPanels], near_j[kBlockPanels];
   for (int64_t k = 0; k < kBlockPanels; ++k) near_i[k] = near_j[k] = splat(kInfinity);
   for (int64_t i = 0; i < rows; ++i) {
@@ -128,59 +106,6 @@ void distance_block(const DiverseTask& t, const Image& image, int64_t bi, int64_
   }
   if (bi == bj) return;
   for (int64_t j = 0; j < columns; ++j) store(image.nearest + bi * t.at.rows + (j0 + j) * kLanes, near_j[j]);
-}
-
-// best[j] = min(best[j], row[j]); returns the index of the largest, the lowest of equals. Lanes remember their vector's number as a float.
-int64_t update_and_pick(float* best, const float* row, int64_t n) {
-  Vec top = splat(-kInfinity), where = zero();
-  for (int64_t i = 0; i < n; i += kLanes) {
-    Vec x = load(best + i);
-    if (row) {
-      x = min(load(row + i), x);
-      store(best + i, x);
-    }
-    const Mask better = greater(x, top);
-    top = select(better, x, top);
-    where = select(better, splat(static_cast<float>(i / kLanes)), where);
-  }
-  float value[kLanes], vector[kLanes];
-  store(value, top);
-  store(vector, where);
-  int64_t pick = static_cast<int64_t>(vector[0]) * kLanes;
-  float most = value[0];
-  for (int j = 1; j < kLanes; ++j) {
-    const int64_t index = static_cast<int64_t>(vector[j]) * kLanes + j;
-    if (value[j] > most || (value[j] == most && index < pick)) {
-      most = value[j];
-      pick = index;
-    }
-  }
-  return pick;
-}
-
-// The given first pick among the candidates, or -1.
-int64_t given_first(const DiverseParams& p, const Image& image) {
-  if (!p.first || p.first[image.b] < 0) return -1;
-  int64_t low = 0, high = image.n;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (image.tokens[middle] < p.first[image.b]) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low < image.n && image.tokens[low] == p.first[image.b] ? low : -1;
-}
-
-int64_t most_isolated(const DiverseTask& t, const Image& image) {
-  const int64_t padded = dot_round_up(image.n, kLanes);
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    Vec least = splat(kInfinity);
-    for (int64_t block = 0; block < dot_ceil(image.n, kDotBlock); ++block) least = min(load(image.nearest + block * t.at.rows + i), least);
-    store(image.best + i, select(first_lanes(image.n - i), least, splat(-1.0f)));
-  }
-  return update_and_pick(image.best, nullptr, padded);
 }
 
 void distance_row(const DiverseTask& t, const Image& image, int64_t token, ParallelForFn threads) {
@@ -197,26 +122,53 @@ void distance_row(const DiverseTask& t, const Image& image, int64_t token, Paral
 }
 
 void pick_tokens(const DiverseTask& t, const Image& image, ParallelForFn threads) {
-  const DiverseParams& p = t.p;
-  const int64_t picks = smaller(p.K, image.n), padded = dot_round_up(image.n, kLanes);
-  int64_t* const out = p.index + image.b * p.K;
-  for (int64_t i = picks; i < p.K; ++i) out[i] = -1;
-  if (picks == 0) return;
-  int64_t last = given_first(p, image);
-  if (last < 0) last = most_isolated(t, image);
+  const int64_t picks = smaller(t.p.K, image.n), padded = dot_round_up(image.n, kLanes);
+  int64_t last = picks > 0 ? given_first(t.p, image) : 0;
+  if (last < 0) {
+    find_nearest(t, image);
+    last = update_and_pick(image.best, nullptr, padded);
+  }
   for (int64_t i = 0; i < padded; ++i) image.best[i] = i < image.n ? kInfinity : -1.0f;
-  for (int64_t done = 0;;) {
-    out[done++] = image.tokens[last];
+  for (int64_t done = 0; done < picks;) {
+    t.p.index[image.b * t.p.K + done++] = image.tokens[last];
     image.best[last] = -1.0f;
     if (done == picks) break;
     if (!t.store) distance_row(t, image, last, threads);
     last = update_and_pick(image.best, t.store ? image.distances + last * t.at.rows : image.distances, padded);
   }
-  if (p.order == DiverseOrder::kPick) return;
-  int64_t kept = 0;
-  for (int64_t i = 0; i < image.n; ++i) {
-    if (image.best[i] == -1.0f) out[kept++] = image.tokens[i];
-  }
+  write_picks(t.p, image, picks);
+}
+
+// run(image, bi, bj) for all pairs of blocks bi <= bj of every image.
+template <typename Run>
+void for_each_pair(const DiverseTask& t, ParallelForFn threads, Run&& run) {
+  parallel_tasks(threads, t.images * t.at.pairs, 1 + 20 / (t.p.C + 1), [&](int64_t i) {
+    const Image image = image_of(t, i / t.at.pairs);
+    int64_t bi = 0, rest = i % t.at.pairs;
+    for (; rest >= t.at.blocks - bi; ++bi) rest -= t.at.blocks - bi;
+    if ((bi + rest) * kDotBlock < image.n) run(image, bi, bi + rest);
+  });
+}
+
+// Picks by rounded products, of the images where that can be done.
+template <typename T>
+void run_filter(const DiverseTask& t, ParallelForFn threads) {
+  const int64_t step = rounded::panel_items(t.p.C);
+  parallel_for(threads, t.images, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      const Image image = image_of(t, g);
+      image.state->off = filter::largest_difference<T>(t.p, image);
+    }
+  });
+  for_each_pair(t, threads, [&](const Image& image, int64_t bi, int64_t bj) {
+    if (image.state->off >= 0.0f) distance_block<int32_t>(t, image, image.items, step, step / kPanelRows, bi, bj);
+  });
+  parallel_for(threads, t.images, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      const Image image = image_of(t, g);
+      image.state->done = image.state->off >= 0.0f && filter::Picker<T>(t, image).run();
+    }
+  });
 }
 
 template <typename T>
@@ -231,19 +183,20 @@ void run_images(const DiverseTask& t, ParallelForFn threads) {
       if (i % panels * kPanelRows < image.n) pack_tokens<T>(t, image, i % panels);
     }
   });
-  parallel_tasks(threads, t.images * t.at.pairs, 1 + 20 / (C + 1), [&](int64_t i) {
-    const Image image = image_of(t, i / t.at.pairs);
-    if (!t.store && given_first(t.p, image) >= 0) return;
-    int64_t bi = 0, rest = i % t.at.pairs;
-    for (; rest >= t.at.blocks - bi; ++bi) rest -= t.at.blocks - bi;
-    if ((bi + rest) * kDotBlock < image.n) distance_block(t, image, bi, bi + rest);
+  if (t.at.filter) run_filter<T>(t, threads);
+  for_each_pair(t, threads, [&](const Image& image, int64_t bi, int64_t bj) {
+    if (image.state->done || (!t.store && given_first(t.p, image) >= 0)) return;
+    distance_block(t, image, image.panels, dot_panel_floats(C), C, bi, bj);
   });
   if (!t.store) {  // rows are shared among the threads
     for (int64_t g = 0; g < t.images; ++g) pick_tokens(t, image_of(t, g), threads);
     return;
   }
   parallel_for(threads, t.images, 1 + 20000 / (t.p.K * (t.p.N / 8 + 20) + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) pick_tokens(t, image_of(t, g), nullptr);
+    for (int64_t g = begin; g < end; ++g) {
+      const Image image = image_of(t, g);
+      if (!image.state->done) pick_tokens(t, image, nullptr);
+    }
   });
 }
 
