@@ -40,8 +40,8 @@ test-wheel: wheel ## install the wheel into clean environments and run an op; TO
 sanitize: build ## the kernel tests under ASan + UBSan and under TSan
 	$(PY) tools/sanitize.py --jobs $(JOBS)
 
-mutate: testing ## drop every barrier and shift every bound once; lists what the tests miss
-	$(PY) tools/mutate.py
+mutate: testing ## drop every barrier and shift every bound once; lists what the tests miss; ARGS="FILE[:LINE]"
+	$(PY) tools/mutate.py $(ARGS)
 
 gpu: ## build for the local card, all tests, benchmarks; no network, no virtual environment
 	$(PYTHON) tools/gpu.py --jobs $(JOBS)

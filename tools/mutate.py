@@ -3,6 +3,7 @@
 Every barrier, wait and fence is dropped once, every comparison and every +-1 is shifted once, in a copy of the sources under build/mutate.
 A mutant runs through its kernel's tests in the plain build; if it survives, under ThreadSanitizer (dropped synchronisation) or under
 AddressSanitizer (shifted bounds). Stop it at any time: finished mutants are kept in build/mutate/results.jsonl and not run again.
+One file, one line of it, run again after a new test: make mutate ARGS="--fresh csrc/select/gather_kernel.cuh:31".
 A survivor is either a missing test or a line that makes no difference; the second kind deserves a comment in the kernel, or removal.
 """
 
@@ -49,8 +50,11 @@ class Mutant:
 
     def describe(self) -> str:
         old = self.text[self.start : self.end].strip()
-        change = f"drop {old}" if self.kind == "sync" else f"'{old}' -> '{self.replacement.strip()}' in '{self.text.strip()}'"
-        return f"{self.path}:{self.line}: {change}"
+        if self.kind == "sync":
+            return f"{self.path}:{self.line}: drop {old}"
+        end = self.replacement[len(self.replacement.rstrip()) :] + self.text[self.end :]
+        changed = f"{self.text[: self.start]} [{old} -> {self.replacement.strip()}]{end}"
+        return f"{self.path}:{self.line}: {changed.strip()}"
 
 
 def picks_one_of_two(code: str, comparison: re.Match[str]) -> bool:
@@ -87,6 +91,15 @@ def find_mutants(path: Path) -> list[Mutant]:
         found += [(m.span(), f" {m[1]} 0", "bound") for m in OFFSET.finditer(code)]
         mutants += [Mutant(name, number, text, *span, replacement, kind) for span, replacement, kind in sorted(found)]
     return mutants
+
+
+def mutants_of(place: str) -> list[Mutant]:
+    """Those of a file, or of FILE:LINE."""
+    name, colon, line = place.partition(":")
+    path = Path(name).resolve()
+    if not path.is_file() or ROOT not in path.parents or (colon and not line.isdecimal()):
+        sys.exit(f"mutate: {place} must be a kernel file of this tree, or FILE:LINE")
+    return [m for m in find_mutants(path) if not colon or m.line == int(line)]
 
 
 def configure(stage: str, jobs: str) -> None:
@@ -167,22 +180,20 @@ def load_results() -> dict[Mutant, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, help="kernel files; default csrc/*/*.cuh")
+    parser.add_argument("places", nargs="*", metavar="FILE[:LINE]", help="kernel files, or one line of them; default csrc/*/*.cuh")
     parser.add_argument("--kind", choices=["sync", "bound"], help="only dropped synchronisation, or only shifted bounds")
     parser.add_argument("--every", type=int, default=1, help="run every n-th mutant only: a sample")
     parser.add_argument("--list", action="store_true", help="list the mutants and stop")
-    parser.add_argument("--fresh", action="store_true", help="forget the results of earlier runs")
+    parser.add_argument("--fresh", action="store_true", help="run the mutants again that earlier runs finished")
     parser.add_argument("--jobs", default=str(os.cpu_count() or 1))
     arguments = parser.parse_args()
-    files = [f.resolve() for f in arguments.files] or sorted((ROOT / "csrc").glob("*/*.cuh"))
-    mutants = [m for f in files for m in find_mutants(f) if arguments.kind in (None, m.kind)][:: arguments.every]
+    places = arguments.places or [str(f) for f in sorted((ROOT / "csrc").glob("*/*.cuh"))]
+    mutants = [m for place in places for m in mutants_of(place) if arguments.kind in (None, m.kind)][:: arguments.every]
     if arguments.list:
         print("\n".join(m.describe() for m in mutants), f"\n{len(mutants)} mutants")
         return
     WORK.mkdir(parents=True, exist_ok=True)
-    if arguments.fresh:
-        RESULTS.unlink(missing_ok=True)
-    known = load_results()
+    known = {} if arguments.fresh else load_results()
     results = {m: known[m] for m in mutants if m in known}
     try:
         prepare(sorted({test for m in mutants for test in tests_of(Path(m.path))}), {m.kind for m in mutants}, arguments.jobs)

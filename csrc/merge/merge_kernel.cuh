@@ -114,7 +114,7 @@ __device__ __forceinline__ void write_columns(const MergeArgs& a, const MergeArg
     }
     __syncthreads();
     if (group == 0 && u < units) {
-      for (int g = 1; g < kLongGroups && g * run < length; ++g) combine<kMax>(sums, sums_of[g * kLongLanes + lane]);
+      for (int g = 1; g * run < length; ++g) combine<kMax>(sums, sums_of[g * kLongLanes + lane]);
       const bool single = length == 1 && copies(a);
       if (a.mode != MergeMode::kSum && !kMax && length > 0 && !single) finish(sums, Divisor(l.divisor[0]), 1.0f);
       if (single) {

@@ -83,14 +83,16 @@ __device__ __forceinline__ void combine(Sums<T, kCount>& sums, const Sums<T, kCo
 }
 
 // x / divisor, rounded to nearest (Markstein): a reciprocal per row and three instructions a value, where the division is a call.
+// Below 2^-128 (weights that underflowed) the reciprocal would be infinite: both sides are then 2^64 times as large.
 struct Divisor {
-  float value, reciprocal;
+  float value, reciprocal, boost;
   __device__ explicit Divisor(float divisor) {  // in the body: nvcc gives the host compiler an initialiser list to read
-    value = divisor;
-    reciprocal = __frcp_rn(divisor);
+    boost = fabsf(divisor) < 0x1p-100f ? 0x1p64f : 1.0f;
+    value = divisor * boost;
+    reciprocal = __frcp_rn(value);
   }
-  __device__ float under(float x) const {
-    const float q = __fmul_rn(x, reciprocal), rest = __fmaf_rn(-q, value, x);
+  __device__ float under(float dividend) const {
+    const float x = __fmul_rn(dividend, boost), q = __fmul_rn(x, reciprocal), rest = __fmaf_rn(-q, value, x);
     return rest == rest ? __fmaf_rn(rest, reciprocal, q) : q;  // an infinite x stays infinite
   }
 };

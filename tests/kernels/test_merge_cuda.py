@@ -257,6 +257,61 @@ def test_merge_complement_and_gradients_to_weights(kernels: Any, mode: int) -> N
             check_grad(kernels, [tokens], **p, **grad, weights_wanted=False)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("N", [32, 33, 64])
+def test_merge_one_row_that_the_first_token_owns(kernels: Any, mode: int, N: int) -> None:
+    p = {"B": 2, "N": N, "R": 1, "mode": mode, "inverse": np.zeros((2, N), np.int64), "own": np.zeros((2, 1), np.int64)}
+    for run in runs(kernels):
+        check(kernels, FLOATS[:1], **p, **run, column_blocks=0)
+        check_grad(kernels, FLOATS[:1], **p, **run)
+
+
+def test_merge_groups_of_lanes_without_a_token(kernels: Any) -> None:
+    """Of the 32 groups that share a long row the last ones may have none of its tokens: the largest stays negative."""
+    for N in (1, 5, 34, 64, 65):
+        data = -np.random.default_rng(N).integers(1, 9, (1, N, 4)).astype(np.float32)
+        tensor = {"data": data.view(np.uint8), "stride_b": 16 * N, "stride_n": 16, "stride_m": 0, "segment_bytes": 16}
+        p = {"B": 1, "N": N, "R": 1, "mode": AMAX, "inverse": np.zeros((1, N), np.int64), "tensors": [tensor], "column_blocks": 1}
+        np.testing.assert_array_equal(kernels.merge(p)[0][0].view(np.float32), data[0].max(0))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_merge_gradients_of_eight_tensors(kernels: Any, mode: int) -> None:
+    check_grad(kernels, (FLOATS + FLOATS)[:8], **problem(2, 9, 4, mode))
+
+
+def test_merge_gradients_to_weights_of_tokens_of_no_width(kernels: Any) -> None:
+    p = problem(2, 9, 4, SUM) | {"weights": np.ones((2, 9), np.float32)}
+    total = np.arange(1, 9, dtype=np.float32).reshape(2, 4)
+    for run in runs(kernels):
+        check_grad(kernels, [(Tokens(0), "float32")], **p, **run, weights_wanted=True, total_grad=total)
+
+
+def test_merge_single_tokens_are_copies_whatever_their_weight(kernels: Any) -> None:
+    p = problem(2, 12, 8, WEIGHTED)
+    p["size"] = p["weights"] = np.zeros((2, 12), np.float32)
+    for run in runs(kernels):
+        check(kernels, FLOATS[:2], **p, **run)
+        with np.errstate(invalid="ignore"):  # the weights have no gradient there; it is not asked for
+            check_grad(kernels, FLOATS[:2], **p, **run)
+
+
+def test_merge_tiny_divisors(kernels: Any) -> None:
+    """Weights below 2^-128, whose reciprocal is infinite: attention that underflows. A row without tokens is 0 with any epsilon."""
+    labels, tiny = np.repeat([[0, 0, 1, 2, 2, 2]], 2, 0), np.float32(2.0**-140)
+    weights = np.repeat(np.array([[1, 3, 5, 0, 0, 0]], np.float32) * tiny, 2, 0)
+    p = {"B": 2, "N": 6, "R": 4, "mode": MEAN, "inverse": labels, "weights": weights}
+    made, view = numbers(np.random.default_rng(0), Tokens(32), 2, 6, "float32")
+    rows = view[:, :, 0].astype(np.float64)
+    want = np.stack([(rows[:, 0] + 3 * rows[:, 1]) / 4, rows[:, 2], 0 * rows[:, 0], 0 * rows[:, 0]], 1)
+    for run in [*runs(kernels), {"column_blocks": 1}]:
+        got = kernels.merge(p | run | {"tensors": [made]})[0][0].view(np.float32).reshape(want.shape)
+        np.testing.assert_array_equal(got, want)
+        got = kernels.merge(p | run | {"tensors": [made], "epsilon": tiny})[0][0].view(np.float32).reshape(want.shape)
+        np.testing.assert_allclose(got[:, :2], want[:, :2] * [[[4 / 5], [5 / 6]]], rtol=1e-6)
+        np.testing.assert_array_equal(got[:, 2:], 0)
+
+
 def test_merge_labels_weights_and_epsilon(kernels: Any) -> None:
     rng = np.random.default_rng(2)
     labels = rng.integers(-1, 6, (2, 30))
@@ -326,6 +381,7 @@ def test_merge_out_of_range_rows_are_skipped_on_the_gpu_and_errors_on_the_cpu(ke
     bad = [p | {"inverse": np.array([[0, 1, 3, -(2**62), 2, 2]]), "own": np.array([[0, 1, 4]])}]
     bad.append(good | {"own": np.array([[-7, 10**12, 4]])})
     bad.append(good | {"own": np.array([[1, 2, 4]])})  # tokens of other rows
+    bad.append(good | {"own": np.array([[0, 1, 6]])})  # one behind the last
     made, view = numbers(np.random.default_rng(1), Tokens(16), 1, 6, "float32")
     for q in bad:
         got, total, _ = kernels.merge(q | {"tensors": [made]})
@@ -334,13 +390,38 @@ def test_merge_out_of_range_rows_are_skipped_on_the_gpu_and_errors_on_the_cpu(ke
         for level in kernels.cpu_levels():
             with pytest.raises(RuntimeError, match=r"must be in range|must belong together"):
                 kernels.merge(q | {"tensors": [made], "level": level})
+    for mode in MODES:  # tokens whose row is R, one behind the last: in the other batch row, and behind the last one
+        q = problem(2, 6, 3, mode) | {"inverse": np.array([[0, 1, 3, -(2**62), 2, 2], [3, 0, 1, 2, 3, 1]]), "own": None}
+        check_grad(kernels, FLOATS[:2], **q)
     kept = {"B": 1, "N": 6, "R": 1, "K": 3, "mode": SUM, "inverse": np.array([[6, -9, 2]]), "complement": True, "tensors": [made]}
     np.testing.assert_array_equal(kernels.merge(kept)[0][0].view(np.float32), view[0, [0, 1, 3, 4, 5], 0].sum(0))
 
 
-def test_merge_gpu_and_cpu_agree_to_the_bit_on_short_rows(kernels: Any) -> None:
+def test_merge_out_of_range_sources_and_kept_tokens_are_skipped_on_the_gpu(kernels: Any) -> None:
+    """The same bits as with -1 in their place; the address sanitizer sees a read behind the last."""
+    made, _ = numbers(np.random.default_rng(1), Tokens(16), 1, 64, "float32")
+    grad = made | {"grad": np.ones((1, 3, 4), np.float32).view(np.uint8)}
+    p: dict[str, Any] = {"B": 1, "N": 6, "R": 3, "rows": 64, "mode": SUM, "inverse": np.array([[0, 1, 2, 0, 1, 2]])}
+    pairs = [p | {"from": np.array([[5, other, 0, other, 1, 63]])} for other in (-1, 64, 2**40)]
+    p = {"B": 1, "N": 64, "R": 1, "K": 3, "mode": SUM, "complement": True}
+    kept = [p | {"inverse": np.array([[other, 3, other]])} for other in (-1, 64, 2**40)]
+    for good, *bad in (pairs, kept):
+        want, total, _ = kernels.merge(good | {"tensors": [made]})
+        _, of_weights = kernels.merge_grad(good | {"tensors": [grad], "values_wanted": False, "weights_wanted": True})
+        for q in bad:
+            got, got_total, _ = kernels.merge(q | {"tensors": [made]})
+            _, got_of_weights = kernels.merge_grad(q | {"tensors": [grad], "values_wanted": False, "weights_wanted": True})
+            np.testing.assert_array_equal(got[0], want[0])
+            np.testing.assert_array_equal(got_total, total)
+            np.testing.assert_array_equal(got_of_weights, of_weights)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_merge_gpu_and_cpu_agree_to_the_bit_on_short_rows(kernels: Any, long: bool) -> None:
     rng = np.random.default_rng(5)
     p = problem(2, 40, 11, WEIGHTED)
+    if long:  # 32 tokens: the longest list that is summed one token after the other
+        p["inverse"], p["own"] = np.repeat(np.where(np.arange(40) < 32, 0, 1)[None], 2, 0), np.full((2, 11), -1)
     p["size"] = p["weights"] = rng.random((2, 40)).astype(np.float32)
     made, _ = Tokens(128).make(rng, 2, 40)
     made["data"] = rng.standard_normal(made["data"].size // 4).astype(np.float32).view(np.uint8).reshape(made["data"].shape)

@@ -156,6 +156,7 @@ CASES = [
     {"kind": SOFTMAX, "axes": (windows(2, 2, 4), windows(2, 2, 4), windows(3, 3, 6)), "temperature": 0.5},
     {"kind": SOFTMAX, "axes": (adaptive(3, 2), ONE, adaptive(40, 1)), "adaptive": True, "C": 6, "dtype": "float16"},
     {"kind": SOFTMAX, "axes": (ONE, windows(2, 1, 3), windows(2, 1, 3)), "C": 24, "dtype": "bfloat16", "pad": 8},
+    {"kind": SOFTMAX, "axes": (ONE, ONE, windows(2, 3, 8))},  # tokens between the windows
     {"kind": STACK, "axes": (ONE, windows(2, 2, 5), windows(2, 2, 4))},
     {"kind": STACK, "axes": (windows(2, 3, 5), windows(1, 1, 2), windows(3, 3, 3)), "C": 5, "dtype": "bfloat16", "pad": 1},
 ]
@@ -170,6 +171,10 @@ def test_pool_matches_the_reference(scheduled: Any, case: dict[str, Any]) -> Non
 def test_pool_cpu_matches_the_reference(kernels: Any, level: int) -> None:
     for case in CASES:
         check(kernels, level=level, **case)
+
+
+def test_pool_softmax_of_more_windows_than_a_warp_has_lanes(kernels: Any) -> None:
+    check(kernels, kind=SOFTMAX, axes=(ONE, ONE, windows(34, 1, 68)), B=1, C=4)
 
 
 def test_pool_parts_of_rows(scheduled: Any) -> None:
@@ -316,14 +321,15 @@ def test_pool_runs_cpu_match_the_reference(kernels: Any, level: int) -> None:
 
 def test_pool_runs_wrong_starts(kernels: Any) -> None:
     """The CPU refuses them; a CUDA kernel cannot without a sync, and stays inside its buffers (the address sanitizer sees that)."""
-    p = {"B": 1, "S": 6, "C": 4, "images": 2, "length": 3, "stride": 2, "dtype": "float32", "x": np.zeros(96, np.uint8)}
+    p = {"B": 1, "S": 6, "C": 4, "images": 2, "length": 3, "stride": 2, "dtype": "float32"}  # two rows
+    x = {grad: np.zeros(rows * 16, np.uint8) for grad, rows in ((False, 6), (True, 2))}
     for starts in ([-5, 1], [4, 5], [3, 1], [2**62, -(2**62)], [7, 900]):
         for grad in (False, True):
-            got = kernels.pool_runs(p | {"starts": np.array([starts], np.int64), "grad": grad})
+            got = kernels.pool_runs(p | {"x": x[grad], "starts": np.array([starts], np.int64), "grad": grad})
             assert got.size == (6 if grad else 2) * 16
         for level in range(3):
             with pytest.raises(RuntimeError, match="starts must be ascending"):
-                kernels.pool_runs(p | {"starts": np.array([starts], np.int64), "level": level})
+                kernels.pool_runs(p | {"x": x[False], "starts": np.array([starts], np.int64), "level": level})
 
 
 # ---- means over rows and columns ---------------------------------------------------------------------------------------------
