@@ -44,7 +44,7 @@ __device__ __forceinline__ void write_row(const MergeArgs& a, const MergeArg& t,
     if (a.mode == MergeMode::kMlerp && length > 0) scale = norms_of<T, kCount>(t, l.b, l.list + first, length, lane).scale();
   }
   const bool divide = a.mode != MergeMode::kSum && !kMax && length > 0;
-  const Divisor divisor(l.divisor[i]);
+  const Divisor divisor = sum_of_weights(l.divisor[i]);
   for (int u = lane; u < units; u += t.lanes) {
     Sums<T, kCount> sums = {};
 #pragma unroll 2
@@ -116,7 +116,7 @@ __device__ __forceinline__ void write_columns(const MergeArgs& a, const MergeArg
     if (group == 0 && u < units) {
       for (int g = 1; g * run < length; ++g) combine<kMax>(sums, sums_of[g * kLongLanes + lane]);
       const bool single = length == 1 && copies(a);
-      if (a.mode != MergeMode::kSum && !kMax && length > 0 && !single) finish(sums, Divisor(l.divisor[0]), 1.0f);
+      if (a.mode != MergeMode::kSum && !kMax && length > 0 && !single) finish(sums, sum_of_weights(l.divisor[0]), 1.0f);
       if (single) {
         reinterpret_cast<V*>(row)[u] = unit_of<V>(t, l.b, source_of(a, l.b, l.list[0]), u);
       } else {

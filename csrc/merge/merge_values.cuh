@@ -49,14 +49,14 @@ __device__ __forceinline__ void put(char* row, int u, const Sums<T, kCount>& sum
   reinterpret_cast<Pack<T, kCount>*>(row)[u] = out;
 }
 
-// sums (+)= weight * value, or the larger; NaN wins. Sums of integers wrap around.
+// sums (+)= weight * value, or the larger; NaN wins, of two zeros the later, as on the CPU. Sums of integers wrap around.
 template <bool kMax, typename T, int kCount>
 __device__ __forceinline__ void accumulate(Sums<T, kCount>& sums, const Pack<T, kCount>& value, float weight, bool first) {
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
     const Sum<T> x = widen(value.x[j]);
     if constexpr (kMax) {
-      if (first || x > sums.x[j] || x != x) sums.x[j] = sums.x[j] != sums.x[j] && !first ? sums.x[j] : x;
+      if (first || x >= sums.x[j] || x != x) sums.x[j] = sums.x[j] != sums.x[j] && !first ? sums.x[j] : x;
     } else if constexpr (std::is_same_v<Sum<T>, float>) {
       sums.x[j] = first ? __fmul_rn(weight, x) : __fmaf_rn(weight, x, sums.x[j]);
     } else {
@@ -72,7 +72,7 @@ __device__ __forceinline__ void combine(Sums<T, kCount>& sums, const Sums<T, kCo
 #pragma unroll
   for (int j = 0; j < kCount; ++j) {
     if constexpr (kMax) {
-      if (other.x[j] > sums.x[j] || (other.x[j] != other.x[j] && sums.x[j] == sums.x[j])) sums.x[j] = other.x[j];
+      if (other.x[j] >= sums.x[j] || (other.x[j] != other.x[j] && sums.x[j] == sums.x[j])) sums.x[j] = other.x[j];
     } else if constexpr (std::is_same_v<Sum<T>, float>) {
       sums.x[j] += other.x[j];
     } else {
@@ -83,19 +83,21 @@ __device__ __forceinline__ void combine(Sums<T, kCount>& sums, const Sums<T, kCo
 }
 
 // x / divisor, rounded to nearest (Markstein): a reciprocal per row and three instructions a value, where the division is a call.
-// Below 2^-128 (weights that underflowed) the reciprocal would be infinite: both sides are then 2^64 times as large.
 struct Divisor {
   float value, reciprocal, boost;
-  __device__ explicit Divisor(float divisor) {  // in the body: nvcc gives the host compiler an initialiser list to read
-    boost = fabsf(divisor) < 0x1p-100f ? 0x1p64f : 1.0f;
-    value = divisor * boost;
+  __device__ explicit Divisor(float divisor, float power = 1.0f) {  // in the body: nvcc gives the host compiler an initialiser list to read
+    boost = power;
+    value = divisor * power;
     reciprocal = __frcp_rn(value);
   }
   __device__ float under(float dividend) const {
-    const float x = __fmul_rn(dividend, boost), q = __fmul_rn(x, reciprocal), rest = __fmaf_rn(-q, value, x);
+    const float x = dividend * boost, q = __fmul_rn(x, reciprocal), rest = __fmaf_rn(-q, value, x);
     return rest == rest ? __fmaf_rn(rest, reciprocal, q) : q;  // an infinite x stays infinite
   }
 };
+
+// Below 2^-128 (weights that underflowed) the reciprocal would be infinite: both sides are then 2^64 times as large.
+__device__ __forceinline__ Divisor sum_of_weights(float sum) { return Divisor(sum, fabsf(sum) < 0x1p-100f ? 0x1p64f : 1.0f); }
 
 template <typename T, int kCount>
 __device__ __forceinline__ void finish(Sums<T, kCount>& sums, const Divisor& divisor, float scale) {

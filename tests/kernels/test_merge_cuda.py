@@ -375,6 +375,15 @@ def test_merge_nan_wins_amax(kernels: Any) -> None:
         np.testing.assert_array_equal(got, np.array([np.nan, np.nan, 0.0, np.nan], np.float32))
 
 
+@pytest.mark.parametrize("N", [3, 40])
+def test_merge_amax_of_two_zeros_is_the_later(kernels: Any, N: int) -> None:
+    data = np.where(np.random.default_rng(N).random((1, N, 20)) < 0.5, -0.0, 0.0).astype(np.float32)
+    tensor = {"data": data.view(np.uint8), "stride_b": 80 * N, "stride_n": 80, "stride_m": 0, "segment_bytes": 80}
+    p = {"B": 1, "N": N, "R": 1, "mode": AMAX, "inverse": np.zeros((1, N), np.int64), "tensors": [tensor]}
+    for run in [*runs(kernels), {"column_blocks": 0}, {"column_blocks": 1}]:
+        np.testing.assert_array_equal(np.signbit(kernels.merge(p | run)[0][0].view(np.float32)), np.signbit(data[0, -1]))
+
+
 def test_merge_out_of_range_rows_are_skipped_on_the_gpu_and_errors_on_the_cpu(kernels: Any) -> None:
     p = problem(1, 6, 3, SUM)
     good = p | {"inverse": np.array([[0, 1, -1, -1, 2, 2]]), "own": np.array([[0, 1, 4]])}

@@ -217,6 +217,14 @@ def test_pool_max_ties_and_nan(kernels: Any, level: int | None) -> None:
         check(kernels, kind=MAX, axes=axes, B=1, C=20, values=x, **where)
 
 
+@pytest.mark.parametrize("level", [None, 0, 1, 2])
+def test_pool_max_of_two_zeros_is_the_later(kernels: Any, level: int | None) -> None:
+    x = np.where(np.random.default_rng(0).random((2, 3, 20)) < 0.5, -0.0, 0.0).astype(np.float32)
+    p = {"B": 1, "C": 20, "dtype": "float32", "kind": MAX, "axes": (ONE, ONE, windows(3, 3, 6)), "x": x.reshape(-1).view(np.uint8)}
+    got = kernels.pool(p if level is None else p | {"level": level}).view(np.float32).reshape(2, 20)
+    np.testing.assert_array_equal(np.signbit(got), np.signbit(x[:, -1]))
+
+
 @pytest.mark.parametrize("level", [None, 0, 2])
 def test_pool_softmax_not_finite(kernels: Any, level: int | None) -> None:
     """-inf is no weight; a NaN, +inf or -inf alone makes the window NaN, and no other."""
