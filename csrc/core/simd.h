@@ -314,7 +314,8 @@ template <typename T>
 TS_INLINE Vec load_upto(const T* p, int64_t n) {
   return n >= kLanes ? load(p) : load_n(p, n);
 }
-TS_INLINE void store_upto(float* p, Vec x, int64_t n) {
+template <typename T>
+TS_INLINE void store_upto(T* p, Vec x, int64_t n) {
   if (n >= kLanes) {
     store(p, x);
   } else if (n > 0) {

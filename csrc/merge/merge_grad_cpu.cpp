@@ -10,20 +10,6 @@
 
 TS_ISA_BEGIN
 
-template <typename T>
-TS_INLINE Vec columns_upto(const T* p, int64_t left) {
-  return left >= kLanes ? load(p) : load_n(p, left);
-}
-
-template <typename T>
-TS_INLINE void put_upto(T* p, Vec x, int64_t left) {
-  if (left >= kLanes) {
-    store(p, x);
-  } else {
-    store_n(p, x, left);
-  }
-}
-
 // One tensor's gradients of one batch row.
 template <typename T>
 struct Grads {
@@ -47,7 +33,7 @@ static void scaled_row(const Grads<T>& g, int64_t n, int64_t r, float factor) {
     memcpy(to, grad, static_cast<size_t>(g.row) * sizeof(T));
     return;
   }
-  for (int64_t i = 0; i < g.row; i += kLanes) put_upto(to + i, mul(splat(factor), columns_upto(grad + i, g.row - i)), g.row - i);
+  for (int64_t i = 0; i < g.row; i += kLanes) store_upto(to + i, mul(splat(factor), load_upto(grad + i, g.row - i)), g.row - i);
 }
 
 // Sum over the channels of grad * (x - out), or of grad * x.
@@ -59,9 +45,9 @@ static float weight_dot(const MergeParams& p, const Grads<T>& g, int64_t n, int6
     const T *const from = g.value(n, m), *const grad = g.grad(r) + m * g.width, *const out = centred ? g.out(r) + m * g.width : nullptr;
     for (int64_t i = 0; i < g.width; i += kLanes) {
       const int64_t left = g.width - i;
-      Vec value = columns_upto(from + i, left);
-      if (centred) value = sub(value, columns_upto(out + i, left));
-      sum = fma(columns_upto(grad + i, left), value, sum);
+      Vec value = load_upto(from + i, left);
+      if (centred) value = sub(value, load_upto(out + i, left));
+      sum = fma(load_upto(grad + i, left), value, sum);
     }
   }
   return reduce_add(sum);
@@ -101,14 +87,14 @@ static void amax_row(const Grads<T>& g, const RowLists& lists, int64_t r) {
   for (int64_t m = 0; m < g.x.segments; ++m) {
     for (int64_t i = 0; i < g.width; i += kLanes) {
       const int64_t left = g.width - i, at = m * g.width + i;
-      const Vec grad = columns_upto(g.grad(r) + at, left), best = columns_upto(g.out(r) + at, left);
+      const Vec grad = load_upto(g.grad(r) + at, left), best = load_upto(g.out(r) + at, left);
       Mask open = 0xffffu;
       for (int32_t j = begin; j < end; ++j) {
         const int32_t n = lists.token[j < lower ? j + 1 : j == lower ? begin : j];
-        const Vec value = columns_upto(g.value(n, m) + i, left);
+        const Vec value = load_upto(g.value(n, m) + i, left);
         const Mask differs = greater(value, best) | greater(best, value) | (is_nan(value) ^ is_nan(best));
         const Mask wins = open & ~differs & 0xffffu;
-        put_upto(g.to(n) + at, select(wins, grad, zero()), left);
+        store_upto(g.to(n) + at, select(wins, grad, zero()), left);
         open &= ~wins;
       }
     }
@@ -130,8 +116,8 @@ static void mlerp_row(const Grads<T>& g, const RowLists& lists, int64_t r) {
     for (int32_t j = 0; j < count; ++j) {
       for (int64_t m = 0; m < g.x.segments; ++m) {
         for (int64_t i = 0; i < g.width; i += kLanes) {
-          const Vec grad = columns_upto(g.grad(r) + m * g.width + i, g.width - i);
-          sum = fma(grad, columns_upto(g.value(token[j], m) + i, g.width - i), sum);
+          const Vec grad = load_upto(g.grad(r) + m * g.width + i, g.width - i);
+          sum = fma(grad, load_upto(g.value(token[j], m) + i, g.width - i), sum);
         }
       }
     }
@@ -144,9 +130,9 @@ static void mlerp_row(const Grads<T>& g, const RowLists& lists, int64_t r) {
     for (int64_t m = 0; m < g.x.segments; ++m) {
       for (int64_t i = 0; i < g.width; i += kLanes) {
         const int64_t left = g.width - i, at = m * g.width + i;
-        Vec value = mul(splat(share), columns_upto(g.grad(r) + at, left));
-        if (factor != 0.0f) value = fma(splat(factor), columns_upto(g.value(token[j], m) + i, left), value);
-        put_upto(g.to(token[j]) + at, value, left);
+        Vec value = mul(splat(share), load_upto(g.grad(r) + at, left));
+        if (factor != 0.0f) value = fma(splat(factor), load_upto(g.value(token[j], m) + i, left), value);
+        store_upto(g.to(token[j]) + at, value, left);
       }
     }
   }

@@ -16,20 +16,6 @@ using pool::Range;
 
 void pool_weights_level(const PoolParams& p, ParallelForFn threads);  // pool_cpu.cpp
 
-template <typename T>
-TS_INLINE Vec columns_upto(const T* p, int64_t left) {
-  return left >= kLanes ? load(p) : load_n(p, left);
-}
-
-template <typename T>
-TS_INLINE void put_upto(T* p, Vec x, int64_t left) {
-  if (left >= kLanes) {
-    store(p, x);
-  } else {
-    store_n(p, x, left);
-  }
-}
-
 // A token and the outputs around it.
 struct Place {
   int64_t at[3];
@@ -115,7 +101,7 @@ TS_INLINE Mask first_equal(const PoolParams& p, const T* x, const Place& place, 
     for (int64_t y = box[1].begin; y <= last_y && open != 0; ++y) {
       const int64_t end = t == place.at[0] && y == place.at[1] ? place.at[2] : box[2].end;
       for (int64_t i = box[2].begin; i < end && open != 0; ++i) {
-        const Vec value = columns_upto(x + ((t * p.axes[1].in + y) * p.axes[2].in + i) * p.stride_n, left);
+        const Vec value = load_upto(x + ((t * p.axes[1].in + y) * p.axes[2].in + i) * p.stride_n, left);
         open &= greater(value, best) | greater(best, value) | (is_nan(value) ^ is_nan(best));
       }
     }
@@ -155,11 +141,11 @@ static void add_covers(const PoolParams& p, const Rows<T>& rows, int64_t n, cons
   for (int64_t c = begin; c < end; c += kLanes) {
     const int64_t left = end - c;
     Vec sum = before == nullptr ? zero() : load_upto(before + c - begin, left), value = zero();
-    if constexpr (kMax) value = columns_upto(rows.x + n * p.stride_n + c, left);
+    if constexpr (kMax) value = load_upto(rows.x + n * p.stride_n + c, left);
     for (int i = 0; i < count; ++i) {
-      const Vec grad = columns_upto(rows.grad + covers[i].row * p.C + c, left);
+      const Vec grad = load_upto(rows.grad + covers[i].row * p.C + c, left);
       if constexpr (kMax) {
-        const Vec best = columns_upto(rows.out + covers[i].row * p.C + c, left);
+        const Vec best = load_upto(rows.out + covers[i].row * p.C + c, left);
         const Mask differs = greater(value, best) | greater(best, value) | (is_nan(value) ^ is_nan(best));
         const Mask wins = first_equal(p, rows.x + c, place, covers[i].box, best, ~differs & first_lanes(left), left);
         sum = select(wins, add(sum, grad), sum);
@@ -170,7 +156,7 @@ static void add_covers(const PoolParams& p, const Rows<T>& rows, int64_t n, cons
     if (sums != nullptr) {
       store_upto(sums + c - begin, sum, left);
     } else {
-      put_upto(rows.to + n * p.C + c, sum, left);
+      store_upto(rows.to + n * p.C + c, sum, left);
     }
   }
 }
@@ -198,7 +184,7 @@ static float score_grad(const PoolParams& p, const Rows<T>& rows, int64_t b, int
       Vec sum = zero();
       for (int64_t c = 0; c < p.C; c += kLanes) {
         const int64_t left = p.C - c;
-        sum = fma(columns_upto(grad + c, left), sub(columns_upto(x + c, left), columns_upto(out + c, left)), sum);
+        sum = fma(load_upto(grad + c, left), sub(load_upto(x + c, left), load_upto(out + c, left)), sum);
       }
       total = total + covers[i].weight / p.temperature * reduce_add(sum);
     }
@@ -237,12 +223,12 @@ template <typename T>
 static void tile_max(const PoolParams& p, const Rows<T>& rows, int64_t r, const Range (&box)[3]) {
   for (int64_t c = 0; c < p.C; c += kLanes) {
     const int64_t left = p.C - c;
-    const Vec grad = columns_upto(rows.grad + r * p.C + c, left), best = columns_upto(rows.out + r * p.C + c, left);
+    const Vec grad = load_upto(rows.grad + r * p.C + c, left), best = load_upto(rows.out + r * p.C + c, left);
     Mask open = 0xffffu;
     each_token(p, box, [&](int64_t n, int64_t) {
-      const Vec value = columns_upto(rows.x + n * p.stride_n + c, left);
+      const Vec value = load_upto(rows.x + n * p.stride_n + c, left);
       const Mask wins = open & ~(greater(value, best) | greater(best, value) | (is_nan(value) ^ is_nan(best)));
-      put_upto(rows.to + n * p.C + c, select(wins, grad, zero()), left);
+      store_upto(rows.to + n * p.C + c, select(wins, grad, zero()), left);
       open &= ~wins;
     });
   }
@@ -267,7 +253,7 @@ static void tile_grad(const PoolParams& p, const Rows<T>& rows, int64_t r) {
   const T* const grad = rows.grad + r * p.C;
   each_token(p, box, [&](int64_t n, int64_t) {
     T* const to = rows.to + n * p.C;
-    for (int64_t c = 0; c < p.C; c += kLanes) put_upto(to + c, mul(share, columns_upto(grad + c, p.C - c)), p.C - c);
+    for (int64_t c = 0; c < p.C; c += kLanes) store_upto(to + c, mul(share, load_upto(grad + c, p.C - c)), p.C - c);
   });
 }
 

@@ -11,20 +11,6 @@
 
 TS_ISA_BEGIN
 
-template <typename T>
-TS_INLINE Vec columns_upto(const T* p, int64_t left) {
-  return left >= kLanes ? load(p) : load_n(p, left);
-}
-
-template <typename T>
-TS_INLINE void put_upto(T* p, Vec x, int64_t left) {
-  if (left >= kLanes) {
-    store(p, x);
-  } else {
-    store_n(p, x, left);
-  }
-}
-
 // Where output row r comes from: `count` tokens from `first` on.
 struct Run {
   int64_t first, count;
@@ -70,8 +56,8 @@ static void run_row(const RunsParams& p, int64_t b, int64_t r, int64_t R) {
   }
   for (; c < p.C; c += kLanes) {
     Vec sum = zero();
-    for (int64_t i = 0; i < run.count; ++i) sum = add(sum, columns_upto(from + i * p.stride_n + c, p.C - c));
-    put_upto(to + c, div(sum, count), p.C - c);
+    for (int64_t i = 0; i < run.count; ++i) sum = add(sum, load_upto(from + i * p.stride_n + c, p.C - c));
+    store_upto(to + c, div(sum, count), p.C - c);
   }
 }
 
@@ -91,7 +77,7 @@ static void run_grad_row(const RunsParams& p, int64_t b, int64_t r, int64_t R) {
     } else if (run.count == 1) {
       memcpy(row, grad, static_cast<size_t>(p.C) * sizeof(T));
     } else {
-      for (int64_t c = 0; c < p.C; c += kLanes) put_upto(row + c, mul(share, columns_upto(grad + c, p.C - c)), p.C - c);
+      for (int64_t c = 0; c < p.C; c += kLanes) store_upto(row + c, mul(share, load_upto(grad + c, p.C - c)), p.C - c);
     }
   }
 }
@@ -155,7 +141,7 @@ static void means_block(const MeansParams& p, int64_t b, int64_t begin, int64_t 
         const int64_t left = width - c;
         Vec column = load_upto(columns + n * width + c, left);
         for (int64_t f = 0; f < frames; ++f) {
-          const Vec value = columns_upto(from + f * p.stride_t + c, left);
+          const Vec value = load_upto(from + f * p.stride_t + c, left);
           column = add(column, value);
           store_upto(sums + f * width + c, add(load_upto(sums + f * width + c, left), value), left);
         }
@@ -165,14 +151,14 @@ static void means_block(const MeansParams& p, int64_t b, int64_t begin, int64_t 
     for (int64_t f = 0; f < frames; ++f) {
       T* const to = static_cast<T*>(p.rows) + (b * p.T + t + f) * p.C + begin;
       for (int64_t c = 0; c < width; c += kLanes) {
-        put_upto(to + c, div(load_upto(sums + f * width + c, width - c), splat(static_cast<float>(p.N))), width - c);
+        store_upto(to + c, div(load_upto(sums + f * width + c, width - c), splat(static_cast<float>(p.N))), width - c);
       }
     }
   }
   for (int64_t n = 0; n < p.N; ++n) {
     T* const to = static_cast<T*>(p.columns) + (b * p.N + n) * p.C + begin;
     for (int64_t c = 0; c < width; c += kLanes) {
-      put_upto(to + c, div(load_upto(columns + n * width + c, width - c), splat(static_cast<float>(p.T))), width - c);
+      store_upto(to + c, div(load_upto(columns + n * width + c, width - c), splat(static_cast<float>(p.T))), width - c);
     }
   }
 }
@@ -203,9 +189,9 @@ static void means_grad_token(const MeansParams& p, int64_t b, int64_t t, int64_t
   T* const to = static_cast<T*>(p.x_grad) + ((b * p.T + t) * p.N + n) * p.C;
   const Vec of_rows = splat(1.0f / static_cast<float>(p.N)), of_columns = splat(1.0f / static_cast<float>(p.T));
   for (int64_t c = 0; c < p.C; c += kLanes) {
-    Vec sum = rows != nullptr ? mul(of_rows, columns_upto(rows + c, p.C - c)) : zero();
-    if (columns != nullptr) sum = fma(of_columns, columns_upto(columns + c, p.C - c), sum);
-    put_upto(to + c, sum, p.C - c);
+    Vec sum = rows != nullptr ? mul(of_rows, load_upto(rows + c, p.C - c)) : zero();
+    if (columns != nullptr) sum = fma(of_columns, load_upto(columns + c, p.C - c), sum);
+    store_upto(to + c, sum, p.C - c);
   }
 }
 

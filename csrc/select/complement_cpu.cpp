@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "select/complement_cpu_layout.h"
+#include "select/positions_cpu.h"
 #include "select/topk_lanes_cpu.h"
 
 TS_ISA_BEGIN
@@ -25,14 +26,8 @@ static int64_t mark_named(const ComplementParams& p, const int64_t* index, int64
 
 Status complement_level(const ComplementParams& p, ParallelForFn threads) {
   const ComplementLayout at = complement_layout(p);
-  for (int64_t b = 0; b < p.B; ++b) {
-    bool bad = false;
-    for (int64_t i = 0; i < p.K; ++i) {
-      const int64_t position = p.index[b * p.index_stride + i];
-      bad |= position < -1 || position >= p.N;
-    }
-    if (bad) return Status::error("every index must be in [-1, N)");
-  }
+  const Status positions = check_positions(p.index, p.index_stride, p.B, p.K, p.N);
+  if (!positions.ok()) return positions;
   bool too_many[kComplementGroups] = {};
   const int64_t cost = (p.B / (at.groups + 1) + 1) * (p.N + 2 * p.K + 200);  // about 1 ns each
   parallel_for(threads, at.groups, 1 + 10000 / cost, [&](int64_t begin, int64_t end) {

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "core/simd_narrow.h"
+#include "select/positions_cpu.h"
 #include "select/scatter.h"
 
 TS_ISA_BEGIN
@@ -153,13 +154,7 @@ TS_CPU_LEVELS(Status scatter_grad_level(const ScatterParams& params, ParallelFor
 
 static Status check(const ScatterParams& p) {
   if (p.num_tensors < 0 || p.num_tensors > kMaxScatterTensors) return Status::error("at most 8 tensors per launch");
-  for (int64_t b = 0; b < (p.index_stride != 0 ? p.B : p.B > 0 ? 1 : 0); ++b) {
-    const int64_t* const index = p.index + b * p.index_stride;
-    int64_t bad = 0;
-    for (int64_t i = 0; i < p.K; ++i) bad += index[i] < -1 || index[i] >= p.N ? 1 : 0;
-    if (bad != 0) return Status::error("every index must be in [-1, N)");
-  }
-  return Status::success();
+  return check_positions(p.index, p.index_stride, p.B, p.K, p.N);
 }
 
 Status scatter_cpu(const ScatterParams& params, CpuLevel level, ParallelForFn threads) {

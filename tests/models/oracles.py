@@ -7,9 +7,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from tokensieve.models import sieve
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+
+from models import tiny
 
 FLASH = "tokensieve_test_unpadded"  # a name with "flash" would make transformers look for the real one
 
@@ -99,3 +102,23 @@ def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
     weights, new_weights = before.pop("weights"), after.pop("weights")
     assert before == after
     assert all(torch.equal(value, new_weights[name]) for name, value in weights.items())
+
+
+@torch.no_grad()
+def assert_each_picture_as_alone(method: Any) -> None:
+    """Two pictures of different sizes in one batch of LLaVA-NeXT: the tokens kept and the text are those of each picture alone."""
+    model, first = tiny.llava_next(), tiny.next_inputs()
+    ids = tiny.prompt(4, 88, 6, seed=3)  # a 31 x 31 picture: a thumbnail and 2 x 2 crops
+    second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image_sizes": torch.tensor([[31, 31]])}
+    second["pixel_values"] = torch.randn(1, 5, 3, 16, 16, generator=torch.Generator().manual_seed(6))
+    both: dict[str, Any] = dict(zip(("input_ids", "attention_mask"), tiny.pad([first["input_ids"], ids], "left")))
+    padded = torch.nn.functional.pad(first["pixel_values"], (0, 0, 0, 0, 0, 0, 0, 2))
+    both |= {"pixel_values": torch.cat([padded, second["pixel_values"]])}
+    both |= {"image_sizes": torch.cat([first["image_sizes"], second["image_sizes"]])}
+    with sieve(model, method) as run:
+        batch = model.generate(**both, max_new_tokens=4, do_sample=False)
+        kept = run.kept[-1]
+        for b, x in enumerate((first, second)):
+            alone = model.generate(**x, max_new_tokens=4, do_sample=False)
+            assert batch[b, -4:].tolist() == alone[0, -4:].tolist()
+            assert [image.tolist() for image in kept[b]] == [image.tolist() for image in run.kept[-1][0]]

@@ -14,7 +14,7 @@ from tokensieve.methods import DAMRO, VTCCLS, DivPrune, FoPru, GlobalCom2, HiRED
 from tokensieve.models import sieve  # noqa: E402
 
 from models import oracles, tiny  # noqa: E402
-from models.tiny import MODELS, llava_inputs, next_inputs  # noqa: E402
+from models.tiny import MODELS, llava_inputs  # noqa: E402
 
 N, SIDE, GRID, SIZE = 16, (4, 4), (2, 1), (31, 10)  # what `tiny` makes; SIZE is (width, height)
 METHODS = [
@@ -138,24 +138,9 @@ def test_keeping_everything_is_the_unpruned_model(make: Any, inputs: Any, method
     oracles.assert_same(before, oracles.snapshot(model))
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
 def test_pictures_of_different_sizes_in_one_batch_equal_each_alone(method: Any) -> None:
-    model, first = tiny.llava_next(), next_inputs()
-    ids = tiny.prompt(4, 88, 6, seed=3)  # a 31 x 31 picture: a thumbnail and 2 x 2 crops
-    second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image_sizes": torch.tensor([[31, 31]])}
-    second["pixel_values"] = torch.randn(1, 5, 3, 16, 16, generator=torch.Generator().manual_seed(6))
-    both: dict[str, Any] = dict(zip(("input_ids", "attention_mask"), tiny.pad([first["input_ids"], ids], "left")))
-    crops = torch.nn.functional.pad(first["pixel_values"], (0, 0, 0, 0, 0, 0, 0, 2))
-    both |= {"pixel_values": torch.cat([crops, second["pixel_values"]])}
-    both |= {"image_sizes": torch.cat([first["image_sizes"], second["image_sizes"]])}
-    with sieve(model, method) as run:
-        batch = model.generate(**both, max_new_tokens=4, do_sample=False)
-        kept = run.kept[-1]
-        for b, x in enumerate((first, second)):
-            alone = model.generate(**x, max_new_tokens=4, do_sample=False)
-            assert batch[b, -4:].tolist() == alone[0, -4:].tolist()
-            assert [image.tolist() for image in kept[b]] == [image.tolist() for image in run.kept[-1][0]]
+    oracles.assert_each_picture_as_alone(method)
 
 
 @torch.no_grad()

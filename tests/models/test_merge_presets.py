@@ -16,7 +16,7 @@ from tokensieve.models import sieve  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from models import oracles, tiny  # noqa: E402
-from models.tiny import MODELS, llava_inputs, next_inputs  # noqa: E402
+from models.tiny import MODELS, llava_inputs  # noqa: E402
 
 N, SIDE, GRID, SIZE = 16, (4, 4), (2, 1), (31, 10)  # what `tiny` makes; SIZE is (width, height)
 METHODS = [
@@ -124,24 +124,9 @@ def test_two_images_and_generation_equal_each_alone(method: Any) -> None:
     assert both.shape[1] == x["input_ids"].shape[1] + 3
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_pictures_of_different_sizes_in_one_batch_equal_each_alone(method: Any) -> None:
-    model, first = tiny.llava_next(), next_inputs()
-    ids = tiny.prompt(4, 88, 6, seed=3)  # a 31 x 31 picture: a thumbnail and 2 x 2 crops
-    second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image_sizes": torch.tensor([[31, 31]])}
-    second["pixel_values"] = torch.randn(1, 5, 3, 16, 16, generator=torch.Generator().manual_seed(6))
-    both: dict[str, Any] = dict(zip(("input_ids", "attention_mask"), tiny.pad([first["input_ids"], ids], "left")))
-    padded = torch.nn.functional.pad(first["pixel_values"], (0, 0, 0, 0, 0, 0, 0, 2))
-    both |= {"pixel_values": torch.cat([padded, second["pixel_values"]])}
-    both |= {"image_sizes": torch.cat([first["image_sizes"], second["image_sizes"]])}
-    with sieve(model, method) as run:
-        batch = model.generate(**both, max_new_tokens=4, do_sample=False)
-        kept = run.kept[-1]
-        for b, x in enumerate((first, second)):
-            alone = model.generate(**x, max_new_tokens=4, do_sample=False)
-            assert batch[b, -4:].tolist() == alone[0, -4:].tolist()
-            assert [image.tolist() for image in kept[b]] == [image.tolist() for image in run.kept[-1][0]]
+    oracles.assert_each_picture_as_alone(method)
 
 
 @pytest.mark.parametrize("method", METHODS[:1] + METHODS[3:6], ids=repr)
