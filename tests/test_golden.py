@@ -44,6 +44,8 @@ def compare(stem: str, name: str, got: Any, want: torch.Tensor, rtol: float, ato
         got = got.reshape(want.shape)  # a vector may say (T, C) where the API says (1, T, C)
     assert got.shape == want.shape, f"{where}: shape {tuple(got.shape)}, want {tuple(want.shape)}"
     if want.is_floating_point():
+        largest = want[want.isfinite()].abs().amax().item() if want.isfinite().any() else 0.0
+        atol *= max(1.0, largest)  # sums of large terms cancel: what is left of one has the rounding of the largest
         torch.testing.assert_close(got.to(want.dtype), want, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m: f"{where}: {m}")
     else:
         wrong = (got.long() != want.long()).nonzero()
@@ -61,7 +63,7 @@ def test_golden(stem: str) -> None:
     halves = [dtype for dtype in HALVES if adapter.half and exact_in(inputs, dtype)]
     for dtype in (torch.float32, *halves):
         cast = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
-        outputs = adapter.run(Case(facts["params"], cast, dtype))
+        outputs = adapter.run(Case(adapter.params(facts["params"]), cast, dtype))
         compared, silent = [], []
         for name, want in arrays.items():
             if name in outputs:

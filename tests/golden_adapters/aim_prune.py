@@ -16,7 +16,9 @@ def _run(case: Case) -> dict[str, Any]:
     p, x = case.params, case.inputs
     rates = p["retain_rate"]
     first = next((layer for layer, rate in enumerate(rates) if rate < 1), len(rates))
-    method = AIM(first=first, temperature=p["tau"], iterations=p["iters"])
+    assert p["damping"] == 0, "a damped PageRank is not built"
+    step = 1 - rates[first] if first < len(rates) else 0.125
+    method = AIM(first=first, step=step, temperature=p["tau"], iterations=p["iters"])
     masks = x["token_mask_per_layer"].bool()
     text = torch.ones(masks.shape[2], dtype=torch.bool)
     text[p["pre_text"] : p["pre_text"] + p["n_visual"]] = False
@@ -35,4 +37,4 @@ def _run(case: Case) -> dict[str, Any]:
 
 
 LAYERS = tuple(f"{kind}{layer}" for layer in range(128) for kind in "qk")
-AIM_PRUNE = Adapter("aim_prune", ("token_mask_per_layer", *LAYERS), _run)
+AIM_PRUNE = Adapter("aim_prune", ("token_mask_per_layer", *LAYERS), _run, {"tau": 0.1, "iters": 5, "damping": 0})

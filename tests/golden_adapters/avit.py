@@ -28,4 +28,6 @@ def _run(case: Case) -> dict[str, Any]:
     }
 
 
-AVIT = Adapter("avit", ("q", "k", "v", "mask", "block_outputs"), _run, half=False)  # the official state is float32; halves move the halts
+AVIT = Adapter(
+    "avit", ("q", "k", "v", "mask", "block_outputs"), _run, {"eps": 0.01, "masked_bias": -1000}, half=False
+)  # the official state is float32; halves move the halts

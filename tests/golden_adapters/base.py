@@ -27,23 +27,36 @@ class Case:
         return self.inputs[name].tolist()
 
 
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _whole(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 @dataclass(frozen=True)
 class Adapter:
     """How one set runs through the public API.
 
     `inputs` are names of the arrays that it takes, prefixes that end in a dot, or patterns such as "l*_q"; `run` returns outputs by array
-    name, `skipped` says why an array is not produced. `half` allows float16 and bfloat16 where the file's inputs are exact in them. `rtol`,
-    `atol` are for float32 outputs.
+    name. `defaults` are the official values of parameters that a file may leave out; `skipped` says why an array is not produced. `half`
+    allows float16 and bfloat16 where the file's inputs are exact in them. `rtol`, `atol` are for float32 outputs.
     """
 
     name: str
     inputs: tuple[str, ...]
     run: Callable[[Case], dict[str, Any]]
+    defaults: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     half: bool = True
     needs: str | None = None  # a module that may be missing on a machine with torch and numpy only
     rtol: float = 1e-5
     atol: float = 1e-6
+
+    def params(self, given: dict[str, Any]) -> dict[str, Any]:
+        """A file's parameters: counts that were written as 16.0 are ints, what is missing has its official value."""
+        return {**self.defaults, **_whole(given)}
 
     def takes(self, array: str) -> bool:
         """Whether an array is an input."""

@@ -26,4 +26,4 @@ def _run(case: Case) -> dict[str, Any]:
     }
 
 
-CHATUNIVI = Adapter("chatunivi", ("x", "noise"), _run, half=False)
+CHATUNIVI = Adapter("chatunivi", ("x", "noise"), _run, {"k": 5}, half=False)

@@ -27,4 +27,4 @@ def _run(case: Case) -> dict[str, Any]:
 
 WRONG = "InstructBLIP: the official code gathers every patch's left neighbour"
 INPUTS = ("q_cls", "k", "features", "logits", "logits_neg", "newline", "image_newline")
-DAMRO_SET = Adapter("damro", INPUTS, _run, skipped={"out": WRONG})
+DAMRO_SET = Adapter("damro", INPUTS, _run, {"variant": "llava", "alpha": 2, "beta": 0.1}, skipped={"out": WRONG})

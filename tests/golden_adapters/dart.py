@@ -14,13 +14,11 @@ from .base import Adapter, Case
 
 def _run(case: Case) -> dict[str, Any]:
     p, x = case.params, case.inputs
-    method = DART(
-        tokens=p["max_num_trunction"],
-        ratio=p["reduction_ratio"],
-        image_pivots=p["pivot_image_token"],
-        text_pivots=p["pivot_text_token"],
-    )
-    start, N = p["image_start"], p["N"]
+    start, N, pivots = p["image_start"], p["N"], p.get("pivot_image_token", 4)
+    tokens = p.get("max_num_trunction")
+    for name in ("retain_num", "retain_token_num", "retain_token_num_for_llava_next"):  # LLaVA-NeXT: this count and no other
+        tokens = min(p[name], N - pivots) if p.get(name) is not None else tokens
+    method = DART(tokens=tokens, ratio=p.get("reduction_ratio", 0.778), image_pivots=pivots, text_pivots=p.get("pivot_text_token", 4))
     position = torch.arange(x["keys"].shape[1])[None]
     image, text = (position >= start) & (position < start + N), position >= start + N
     hidden = rms_norm(x["hidden"].float(), x["norm_weight"].shape, x["norm_weight"].float(), 1e-5)

@@ -12,10 +12,10 @@ from .base import Adapter, Case
 
 def _run(case: Case) -> dict[str, Any]:
     p, x = case.params, case.inputs
-    masks = [x[name].view(x["noise"].shape) > 0 for name in ("mask", "token_mask") if name in x]
+    masks = [x[name].view(x["noise"].shape) > 0 for name in x if "mask" in name]
     peaks = ts.cluster_tokens(x["x"], p["cluster_num"], k=p["k"], noise=x["noise"], mask=masks[0] if masks else None)
     labels = peaks.labels.masked_fill(~masks[0], 0) if masks else peaks.labels  # there, padding is equally far from all centres
-    merged, share = merge_clusters(x["x"], labels, p["cluster_num"], x["token_score"])
+    merged, share = merge_clusters(x["x"], labels, p["cluster_num"], x.get("token_score"))
     return {
         "density": peaks.density,
         "delta": peaks.distance,
@@ -26,4 +26,4 @@ def _run(case: Case) -> dict[str, Any]:
     }
 
 
-DPCKNN_SET = Adapter("dpcknn", ("x", "noise", "token_score", "mask", "token_mask"), _run, half=False)
+DPCKNN_SET = Adapter("dpcknn", ("x", "noise", "token_score", "*mask*"), _run, half=False)

@@ -30,4 +30,4 @@ def _attention(case: Case) -> dict[str, Any]:
 
 
 STAGES = tuple(f"s{stage}_logp_keep" for stage in range(32))
-DYNAMICVIT = Adapter("dynamicvit", ("x0", "q", "k", "v", "policy", "grad_out", *STAGES), _run)
+DYNAMICVIT = Adapter("dynamicvit", ("x0", "q", "k", "v", "policy", "grad_out", *STAGES), _run, {"eps": 1e-6})

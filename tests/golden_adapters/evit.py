@@ -38,4 +38,4 @@ def _run(case: Case) -> dict[str, Any]:
     return out
 
 
-EVIT = Adapter("evit", ("x0", "l*_q", "l*_k", "l*_v", "l*_grad_out"), _run)
+EVIT = Adapter("evit", ("x0", "l*_q", "l*_k", "l*_v", "l*_grad_out"), _run, {"fuse_token": False})

@@ -35,4 +35,4 @@ def _run(case: Case) -> dict[str, Any]:
 
 
 STAGES = tuple(f"s{stage}_{name}" for stage in range(32) for name in ("q_last", "k_img"))
-FEATHER_SET = Adapter("feather", STAGES, _run)
+FEATHER_SET = Adapter("feather", STAGES, _run, {"mode": "feather", "stride": None})

@@ -46,4 +46,10 @@ def _run(case: Case) -> dict[str, Any]:
 
 
 SHIFTED = "the official code puts the tokens of a padded mosaic back at places that are shifted by the padding"
-GLOBALCOM2 = Adapter("globalcom2", ("q_cls", "k", "features", "newline"), _run, skipped={"out_crops": SHIFTED})
+GLOBALCOM2 = Adapter(
+    "globalcom2",
+    ("q_cls", "k", "features", "newline"),
+    _run,
+    {"retention_ratio": 0.25, "temperature": 10},
+    skipped={"out_crops": SHIFTED},
+)

@@ -38,4 +38,10 @@ def _run(case: Case) -> dict[str, Any]:
 
 
 SWAPPED = "the official packing swaps rows and columns of a grid that is not square"
-HIRED = Adapter("hired", ("q_cls_first", "k_first", "q_cls_late", "k_late", "features"), _run, skipped={"out": SWAPPED})
+HIRED = Adapter(
+    "hired",
+    ("q_cls_first", "k_first", "q_cls_late", "k_late", "features"),
+    _run,
+    {"token_budget_rate": 1, "alpha": 1},
+    skipped={"out": SWAPPED},
+)

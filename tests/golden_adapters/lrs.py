@@ -34,5 +34,5 @@ def _text(case: Case) -> dict[str, Any]:
     return {"score": scores[0], "kept_ratio": ratio[0, : int(ratio_count)], "kept_threshold": above[0, : int(above_count)]}
 
 
-LRS_SET = Adapter("lrs", ("attn", "valid"), _lrs)
-LRS_TEXT = Adapter("lrs_text", ("q_text", "k_img"), _text)
+LRS_SET = Adapter("lrs", ("attn", "valid"), _lrs, {"ratio": 0.25, "thr": 0.2})
+LRS_TEXT = Adapter("lrs_text", ("q_text", "k_img"), _text, {"ratio": 0.25, "threshold": 0.2})

@@ -17,4 +17,4 @@ def _run(case: Case) -> dict[str, Any]:
 
 LATER = "attention with a key set per row is not built yet"
 INPUTS = ("q0", "k0", "q1", "k1", "v1", "k_dense_norope", "v_dense")
-LSCENE = Adapter("lscene", INPUTS, _run, skipped={"attn_out": LATER})
+LSCENE = Adapter("lscene", INPUTS, _run, {"threshold": 96}, skipped={"attn_out": LATER})

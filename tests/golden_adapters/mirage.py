@@ -14,4 +14,4 @@ def _run(case: Case) -> dict[str, Any]:
     return {"relevance": relevant_images(case.inputs["confidence"], MIRAGE(top_k=case.params["k"]))[1]}
 
 
-MIRAGE_SET = Adapter("mirage", ("confidence",), _run)
+MIRAGE_SET = Adapter("mirage", ("confidence",), _run, {"k": 1})

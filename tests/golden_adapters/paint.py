@@ -21,4 +21,4 @@ def _run(case: Case) -> dict[str, Any]:
 
 
 INPUTS = ("q_cls_first", "k_first", "q_cls_penult", "k_penult", "q_last", "k", "v")
-PAINT_SET = Adapter("paint", INPUTS, _run)
+PAINT_SET = Adapter("paint", INPUTS, _run, {"alpha": 0.7, "beta": 0.3, "local_ratio": 0.25})

@@ -22,6 +22,7 @@ def _places(index: Tensor, listed: Tensor) -> Tensor:
 
 def _run(case: Case) -> dict[str, Any]:
     p, out = case.params, {}
+    assert p["alpha"] == 1, "an ELU of another alpha is not built"
     prefix, size = int(p["class_token"]), None
     x = case.inputs["x0"].float()
     for layer, name in blocks.layers(case, "metric"):
@@ -50,4 +51,4 @@ def _run(case: Case) -> dict[str, Any]:
     return out
 
 
-PITOME = Adapter("pitome", ("x0", "l*_metric"), _run)
+PITOME = Adapter("pitome", ("x0", "l*_metric"), _run, {"class_token": True, "alpha": 1})

@@ -16,7 +16,8 @@ from .base import Adapter, Case
 
 def _llavolta(case: Case) -> dict[str, Any]:
     p, x = case.params, case.inputs
-    hidden, positions = pool_sequence(x["hidden"], x["position_ids"], p["images_idx"], p["VISUAL_LENGTH"], p["stride"])
+    images = [row if isinstance(row, list) else [row] for row in p["images_idx"]]
+    hidden, positions = pool_sequence(x["hidden"], x["position_ids"], images, p["VISUAL_LENGTH"], p["stride"])
     return {
         "hidden_out": hidden,
         "position_ids_out": positions,
@@ -34,8 +35,9 @@ def _llava_ov_pool(case: Case) -> dict[str, Any]:
 
 
 def _leopard(case: Case) -> dict[str, Any]:
-    method = Leopard(tile=case.params["patch_size"])
     sizes = [(wide, high) for wide, high in case.inputs["image_sizes"].tolist()]
+    views = case.params["budget"] + len(sizes) if "budget" in case.params else 50
+    method = Leopard(views=max(views, 1), tile=case.params.get("patch_size", 364))
     tiles = method.tiles(sizes)
     side = math.isqrt(case.inputs["features"].shape[1])
     return {

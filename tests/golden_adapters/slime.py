@@ -31,5 +31,6 @@ def _router(case: Case) -> dict[str, Any]:
     return {"similarity": scores[0], "probs": probabilities(scores, method)[0], "selected": index}
 
 
-SLIME = Adapter("slime", ("local", "text", "text_mask"), _slime)
-SLIME_ROUTER = Adapter("slime_router", ("local_tokens", "text", "text_mask"), _router)
+DEFAULTS = {"topp": 0.95, "temp": 1}
+SLIME = Adapter("slime", ("local", "text", "text_mask"), _slime, DEFAULTS)
+SLIME_ROUTER = Adapter("slime_router", ("local_tokens", "text", "text_mask"), _router, DEFAULTS)

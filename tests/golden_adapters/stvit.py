@@ -27,4 +27,10 @@ def _run(case: Case) -> dict[str, Any]:
         return {"pooled": pooled.flatten(0, 1), "attn_windows": gathered.flatten(0, 1), "y": layer(x["x"], grid)}
 
 
-STVIT = Adapter("stvit", ("x", "Wq", "bq", "Wkv", "bkv"), _run, half=False)
+STVIT = Adapter(
+    "stvit",
+    ("x", "Wq", "bq", "Wkv", "bkv"),
+    _run,
+    {"window": 7, "sample_window": 3, "key_window": 10, "shortcut": False, "layer_scale": 1e-5},
+    half=False,
+)

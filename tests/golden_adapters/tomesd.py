@@ -19,12 +19,14 @@ def _places(index: Tensor, listed: Tensor) -> Tensor:
 
 def _run(case: Case) -> dict[str, Any]:
     p, x = case.params, case.inputs["x"].float()
-    method = ToMeSD(ratio=p["ratio"], sx=p["sx"], sy=p["sy"], random=p["use_rand"])
-    generator = torch.Generator().manual_seed(p["generator_seed"])
-    plan = method.plan(case.inputs["metric"], (p["h"], p["w"]), generator=generator)
+    method = ToMeSD(ratio=p.get("ratio", 0.5), sx=p.get("sx", 2), sy=p.get("sy", 2), random=p.get("use_rand", True))
+    generator, offsets = torch.Generator().manual_seed(p.get("generator_seed", 0)), None
+    if method.random and not p.get("via_compute_merge", True):  # it is compute_merge that draws nothing for an odd batch
+        offsets = torch.randint(method.sx * method.sy, (p["h"] // method.sy, p["w"] // method.sx), generator=generator)
+    plan = method.plan(case.inputs["metric"], (p["h"], p["w"]), offsets=offsets, generator=generator)
     assert plan is not None
     a, b = case.inputs["a_idx"].long(), case.inputs["b_idx"].long()
-    kept = plan.index.shape[1] - p["num_dst"]
+    kept = plan.index.shape[1] - len(b)
     targets = plan.index[0, kept:]
     sources = ops.complement_index(targets[None], x.shape[1])[0]
     rows = torch.cat([torch.arange(kept), kept + torch.searchsorted(targets, b)])  # their receivers follow in no defined order

@@ -22,4 +22,4 @@ def _run(case: Case) -> dict[str, Any]:
     return {"score": scores, "kept_sorted": kept, "hidden_out": hidden, "residual_out": residual}
 
 
-TOPVIM = Adapter("topvim", ("ssm_out", "hidden", "residual"), _run)
+TOPVIM = Adapter("topvim", ("ssm_out", "hidden", "residual"), _run, {"token_keep_ratio": 0.8})

@@ -47,4 +47,4 @@ def _run(case: Case) -> dict[str, Any]:
 
 
 # half precision: the encoder of these vectors is a mean of pixels, which rounds; the choice of tokens does not depend on the dtype
-TSLLAVA = Adapter("tsllava", ("frames", "W"), _run, half=False, atol=1e-5)
+TSLLAVA = Adapter("tsllava", ("frames", "W"), _run, {"aggregation_method": "V2"}, half=False, atol=1e-5)

@@ -33,4 +33,10 @@ def _run(case: Case) -> dict[str, Any]:
 
 
 LATER = "the redistribution of attention is not built yet"
-VAR_SINK = Adapter("var_sink", ("hidden", "q", "k", "v"), _run, skipped={"out": LATER, "row_changes": LATER})
+VAR_SINK = Adapter(
+    "var_sink",
+    ("hidden", "q", "k", "v"),
+    _run,
+    {"tau": 20, "rho": 0.5, "summ": 0.2},
+    skipped={"out": LATER, "row_changes": LATER},
+)

@@ -38,4 +38,4 @@ def _run(case: Case) -> dict[str, Any]:
     }
 
 
-VISIONZIP = Adapter("visionzip", ("q_cls", "k", "hidden"), _run)
+VISIONZIP = Adapter("visionzip", ("q_cls", "k", "hidden"), _run, {"dominant_arg": 192, "contextual": 30})

@@ -18,4 +18,4 @@ def _run(case: Case) -> dict[str, Any]:
     return {"score": scores[0], "kept_idx": index[0], "out": out[0]}
 
 
-VISPRUNER = Adapter("vispruner", ("q_cls", "k", "hidden"), _run)
+VISPRUNER = Adapter("vispruner", ("q_cls", "k", "hidden"), _run, {"important_ratio": 0.5})

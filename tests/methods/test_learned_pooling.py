@@ -70,6 +70,7 @@ def stvit_unit(w: Weights, x: Tensor, grid: tuple[int, int], m: STViT, heads: in
     [
         ((14, 14), STViT()),
         ((7, 14), STViT(layer_scale=0.0, shortcut=True)),
+        ((7, 7), STViT(layer_scale=1)),  # a whole number
         ((6, 9), STViT(3, 2, 5, centers=24)),
         ((4, 4), STViT(4, 3, 9, mlp_ratio=1.5)),  # the key window is larger than the map
         ((4, 2), STViT(1, 1, 1)),

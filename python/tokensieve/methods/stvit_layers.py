@@ -26,7 +26,7 @@ class Parts(nn.Module):
         self.q, self.kv, self.proj = nn.Linear(channels, channels), nn.Linear(channels, 2 * channels), nn.Linear(channels, channels)
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels))
         for name in ("gamma1", "gamma2"):
-            scale = nn.Parameter(torch.full((channels,), method.layer_scale)) if method.layer_scale > 0 else None
+            scale = nn.Parameter(torch.full((channels,), float(method.layer_scale))) if method.layer_scale > 0 else None
             self.register_parameter(name, scale)
 
     def attend(self, tokens: Tensor, kv: Tensor) -> Tensor:
