@@ -2,8 +2,8 @@
 //
 // Rows are rounded to n / 32767. With rounding errors of norm e and f, a product of two rounded rows is off by at most
 // |a||f| + |e||b| + |e||f| (Cauchy-Schwarz), about 6e-4 at C = 1152; random rows are off by 1e-5.
-// No overflow: a sum of int16 products is at most the product of two norms, (1.01 * 32767 + sqrt(C) / 2)^2 < 1.1e9 for C <= 16384; sums on
-// the way may wrap, the last one is right. A pair of products is at most 2 * 32767^2 < 2^31.
+// No overflow: a sum of int16 products, and every part of it, is at most the product of two norms, (1.01 * 32767 + sqrt(C) / 2)^2 < 1.1e9
+// for C <= 16384.
 #pragma once
 
 #include "core/simd_int.h"
