@@ -326,11 +326,38 @@ def test_gpu_runner_keeps_what_passed_failed_and_hung(tmp_path: Path, monkeypatc
         gpu.Step("good", [python, "-c", "print('all fine')"], 30),
         gpu.Step("bad", [python, "-c", "raise SystemExit(3)"], 30),
         gpu.Step("hung", [python, "-c", "import time; time.sleep(60)"], 1),
+        gpu.Step("long", [python, "-c", "import time; print('half of it', flush=True); time.sleep(60)"], 3, partial=True),
     )
     runner.group(gpu.Step("after", [python, "-c", ""], 30, needs=("bad",)))
     status = {r["name"]: r["status"] for r in json.loads((tmp_path / "summary.json").read_text())}
-    assert status == {"good": "passed", "bad": "failed", "hung": "timed out", "after": "skipped"}
+    assert status == {"good": "passed", "bad": "failed", "hung": "timed out", "long": "cut off", "after": "skipped"}
     assert "all fine" in gpu.table(runner.results)
+    assert (tmp_path / "long.log").read_text().startswith("half of it")
+
+
+def test_gpu_steps_find_the_checkout_and_the_packages_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/somewhere/packages")
+    assert gpu.environment()["PYTHONPATH"].split(os.pathsep) == [str(gpu.ROOT / "python"), "/somewhere/packages"]
+    monkeypatch.delenv("PYTHONPATH")
+    assert gpu.environment()["PYTHONPATH"] == str(gpu.ROOT / "python")
+
+
+def test_gpu_runs_what_builds_and_what_checks_the_wrappers_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[tuple[gpu.Step, ...]] = []
+
+    class Recorder(gpu.Runner):
+        def group(self, *steps: gpu.Step) -> None:
+            groups.append(steps)
+
+    monkeypatch.setattr(gpu.shutil, "which", lambda name, **_: f"/bin/{name}")
+    gpu.steps(Recorder(1.0), "90a", 16)
+    names = [[step.name for step in group] for group in groups]
+    assert names[:3] == [["build", "build-conformance"], ["conformance"], ["tests-gpu", "tests-cpu"]]
+    assert names[-1] == ["bench"]
+    by_name = {step.name: step for group in groups for step in group}
+    assert by_name["build"].environment["TOKENSIEVE_CUDA_ARCHS"] == "90a"
+    assert [n for n, step in by_name.items() if step.partial] == ["memcheck-ops", "racecheck-ops", "bench"]
+    assert sum(max(step.seconds for step in group) for group in groups[:-1]) < gpu.TOTAL_SECONDS
 
 
 def test_gpu_without_a_card_says_so() -> None:

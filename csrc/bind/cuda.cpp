@@ -61,11 +61,24 @@ DeviceInfo device_info(const Tensor& like) {
   return known[device] = {10 * major + minor, sms, smem};
 }
 
-// Semaphores are zero between calls (the last block resets them), so one zeroed buffer per stream serves every call on it, and a captured
-// graph replays without a memset. Calls on one stream never overlap. Buffers that grew out stay alive: a graph may still hold their
-// address.
-int32_t* semaphores(const Tensor& like, void* stream, int64_t count) {
+bool is_capturing(void* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status) == cudaSuccess) return status != cudaStreamCaptureStatusNone;
+  (void)cudaGetLastError();  // asked of the default stream while another one captures, which is no harm to either
+  return false;
+}
+
+int32_t* zeros(const Tensor& like, int64_t count, Tensor& keep) {
+  keep = torch::stable::new_zeros(like, {count}, ScalarType::Int);
+  return static_cast<int32_t*>(keep.mutable_data_ptr());
+}
+
+// Semaphores are zero between calls (the last block resets them), so one zeroed buffer per stream serves every call on it. Calls on one
+// stream never overlap. Buffers that grew out stay alive: work in flight may still use them. A captured call has zeros of its own, from the
+// graph's memory: graphs are replayed in any order and on any stream, and a zeroing that was captured has not happened yet.
+int32_t* semaphores(const Tensor& like, void* stream, int64_t count, Tensor& keep) {
   if (count == 0) return nullptr;
+  if (is_capturing(stream)) return zeros(like, count, keep);
   struct Pool {
     Tensor tensor;
     int64_t size;
@@ -76,7 +89,9 @@ int32_t* semaphores(const Tensor& like, void* stream, int64_t count) {
   std::vector<Pool>& pool = (*pools)[{device_of(like), stream}];
   if (pool.empty() || pool.back().size < count) {
     const int64_t size = count < 4096 ? 4096 : 2 * count;
-    pool.push_back({torch::stable::new_zeros(like, {size}, ScalarType::Int), size});
+    Tensor tensor = like;
+    (void)zeros(like, size, tensor);
+    pool.push_back({tensor, size});
   }
   return static_cast<int32_t*>(pool.back().tensor.mutable_data_ptr());
 }
@@ -106,9 +121,9 @@ struct CudaBackend {
                     const Tensor& like) {
     void* stream = current_stream(like);
     const Plan plan = plan_of(p, device_info(like));
-    Tensor keep = like;
+    Tensor keep = like, counters = like;
     p.workspace = scratch(like, plan.workspace_bytes, keep);
-    if constexpr (has_semaphores<Plan>::value) p.semaphores = semaphores(like, stream, plan.num_semaphores);
+    if constexpr (has_semaphores<Plan>::value) p.semaphores = semaphores(like, stream, plan.num_semaphores, counters);
     return launch(p, plan, stream);
   }
 
@@ -160,9 +175,9 @@ struct CudaBackend {
     void* stream = current_stream(like);
     const ScorePlan score_plan = score_plan_cuda(s, device);
     const TopkPlan topk_plan = topk_plan_cuda(t, device);
-    Tensor keep = like;  // stream order separates the two launches, so they share one scratch buffer
+    Tensor keep = like, counters = like;  // stream order separates the two launches, so they share one scratch buffer
     s.workspace = t.workspace = scratch(like, std::max(score_plan.workspace_bytes, topk_plan.workspace_bytes), keep);
-    s.semaphores = semaphores(like, stream, score_plan.num_semaphores);
+    s.semaphores = semaphores(like, stream, score_plan.num_semaphores, counters);
     const Status status = score_cuda(s, score_plan, stream);
     return status.ok() ? topk_gather_cuda(t, topk_plan, g, topk_gather_plan_cuda(g, topk_plan, device), stream) : status;
   }

@@ -54,15 +54,28 @@ inline const char* launch_error(dim3 grid, dim3 block, int cluster, size_t smem)
 }
 
 #if defined(__CUDACC__)
+// Lets the kernel have `bytes` of dynamic shared memory on the current device. The limit goes up once, to all that its static arrays leave:
+// with the bytes of each launch, a thread about to launch a large one could find the limit that another has just set for a small one.
+template <typename... Params>
+cudaError_t opt_in(void (*kernel)(Params...), size_t bytes) {
+  cudaFuncAttributes now = {};
+  if (const cudaError_t error = cudaFuncGetAttributes(&now, kernel); error != cudaSuccess) return error;
+  if (now.maxDynamicSharedSizeBytes >= 0 && static_cast<size_t>(now.maxDynamicSharedSizeBytes) >= bytes) return cudaSuccess;
+  int device = 0, most = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (const cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device); error != cudaSuccess) {
+    return error;
+  }
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most - static_cast<int>(now.sharedSizeBytes));
+}
+
 // Launches on `stream`; `cluster` blocks along x share a cluster (1 = none). Reports refusals and launch errors, never synchronises.
 template <typename... Params, typename... Args>
 Status launch_cluster(void (*kernel)(Params...), dim3 grid, dim3 block, int cluster, size_t smem, void* stream, Args... args) {
   if (const char* why = launch_error(grid, block, cluster, smem)) return Status::error(why);
   cudaError_t error = cudaSuccess;
-  if (smem > 16 * 1024) {  // above 48 KiB, the kernel's static arrays (up to 32 KiB) counted in, it has to opt in
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
-  }
-  if (error == cudaSuccess && cluster > 8) {  // more than 8 is not portable between cards
+  if (smem > 16 * 1024) error = opt_in(kernel, smem);  // above 48 KiB, the kernel's static arrays (up to 32 KiB) counted in
+  if (error == cudaSuccess && cluster > 8) {           // more than 8 is not portable between cards
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }
   if (error == cudaSuccess) {

@@ -42,7 +42,7 @@ def test_cuda_graph_replays_with_changed_inputs(name: str, cuda: str) -> None:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        run(x)  # first calls set kernel attributes
+        run(x)  # first calls load kernels
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -54,6 +54,25 @@ def test_cuda_graph_replays_with_changed_inputs(name: str, cuda: str) -> None:
         graph.replay()  # semaphores are left as they were found
         for i, (g, want) in enumerate(zip(captured, run(x), strict=True)):
             assert_equal(g, want, f"output {i}, seed {seed}")
+
+
+@on_every_op
+def test_cuda_graphs_need_nothing_of_graphs_captured_before(name: str, cuda: str) -> None:
+    """What a first capture on a stream set up was never run, and the graphs' memory is dirty."""
+    run, x = GROUPS[name], given(1, cuda)
+    run(x)
+    pool, graphs = torch.cuda.graph_pool_handle(), [torch.cuda.CUDAGraph() for _ in range(3)]
+    with torch.cuda.graph(graphs[0], pool=pool):
+        torch.full((1 << 20,), -1, dtype=torch.int32, device=cuda)
+        torch.full((4096,), -1, dtype=torch.int32, device=cuda)
+    graphs[0].replay()
+    with torch.cuda.graph(graphs[1], pool=pool):
+        run(x)
+    with torch.cuda.graph(graphs[2], pool=pool):
+        captured = run(x)
+    graphs[2].replay()
+    for i, (g, want) in enumerate(zip(captured, run(x), strict=True)):
+        assert_equal(g, want, f"output {i}")
 
 
 @on_every_op
