@@ -68,17 +68,58 @@ bool is_capturing(void* stream) {
   return false;
 }
 
+// Zeroed memory of the current device for a captured call, written before the graph runs: a memset in the graph would cost every replay a
+// launch (about 1 us beside kernels of 5). It lives as long as the process, for graphs keep its address; 128 bytes and more a captured call.
+// Allocating and zeroing under capture is what the relaxed mode is for, on a stream that does not capture. Null where it failed.
+int32_t* graph_zeros(int32_t device, int64_t count) {
+  struct Chunk {
+    int32_t* next;
+    int64_t left;
+  };
+  static std::mutex mutex;
+  static std::map<int32_t, Chunk> chunks;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Chunk& chunk = chunks[device];
+  const int64_t wanted = (count + 31) / 32 * 32;
+  if (chunk.left < wanted) {
+    const int64_t size = std::max<int64_t>(wanted, 1 << 16);
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    void* memory = nullptr;
+    cudaStream_t stream = nullptr;
+    cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
+    if (error != cudaSuccess) return nullptr;
+    error = cudaMalloc(&memory, static_cast<size_t>(size) * 4);
+    if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    if (error == cudaSuccess) error = cudaMemsetAsync(memory, 0, static_cast<size_t>(size) * 4, stream);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+    if (stream != nullptr) (void)cudaStreamDestroy(stream);
+    (void)cudaThreadExchangeStreamCaptureMode(&mode);
+    if (error != cudaSuccess) {
+      (void)cudaGetLastError();
+      return nullptr;
+    }
+    chunk = {static_cast<int32_t*>(memory), size};
+  }
+  int32_t* const taken = chunk.next;
+  chunk.next += wanted;
+  chunk.left -= wanted;
+  return taken;
+}
+
 int32_t* zeros(const Tensor& like, int64_t count, Tensor& keep) {
   keep = torch::stable::new_zeros(like, {count}, ScalarType::Int);
   return static_cast<int32_t*>(keep.mutable_data_ptr());
 }
 
 // Semaphores are zero between calls (the last block resets them), so one zeroed buffer per stream serves every call on it. Calls on one
-// stream never overlap. Buffers that grew out stay alive: work in flight may still use them. A captured call has zeros of its own, from the
-// graph's memory: graphs are replayed in any order and on any stream, and a zeroing that was captured has not happened yet.
+// stream never overlap. Buffers that grew out stay alive: work in flight may still use them. A captured call has some of its own: graphs are
+// replayed in any order and on any stream, and a zeroing that was captured has not happened yet.
 int32_t* semaphores(const Tensor& like, void* stream, int64_t count, Tensor& keep) {
   if (count == 0) return nullptr;
-  if (is_capturing(stream)) return zeros(like, count, keep);
+  if (is_capturing(stream)) {
+    int32_t* const own = graph_zeros(device_of(like), count);
+    return own != nullptr ? own : zeros(like, count, keep);
+  }
   struct Pool {
     Tensor tensor;
     int64_t size;

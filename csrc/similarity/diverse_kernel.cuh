@@ -335,6 +335,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) pick_kernel(const Args a) {
 template <typename T>
 __device__ __forceinline__ float row_dot(const T* x, const T* y, int64_t C) {
   float sum = 0;
+#pragma unroll 4
   for (int64_t c = static_cast<int>(threadIdx.x) % 32; c < C; c += 32)
     sum = fmaf(similarity::to_float(x[c]), similarity::to_float(y[c]), sum);
   return simt::warp::sum(sum);
