@@ -1,4 +1,4 @@
-"""`make gpu`: builds for the local card, runs the wrapper conformance first, then all tests, compute-sanitizer and the benchmarks.
+"""`make gpu`: builds for the local card, runs the wrapper conformance first, then tests, compute-sanitizer and the benchmarks.
 
 Needs no network and no virtual environment: an interpreter with torch >= 2.10, numpy and pytest, and cmake, ninja and nvcc. Every step has
 a time limit and a log in build/gpu/; what is known so far is in build/gpu/summary.json after every step, so a cut-off run keeps it.
@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "gpu"
 CONFORMANCE = FOLDER / "conformance"
 TOTAL_SECONDS = 530.0  # all of it stays under 9 minutes
+# Tests that say nothing new on a machine with a card: of the emulator, wheels, the programs; of benchmarks, which want the machine alone.
+ELSEWHERE = ("kernels", "packaging", "cli", "test_examples.py", "test_bench.py")
+ON_THE_CARD = "import tokensieve as ts, torch; print(ts.select_topk(torch.rand(1, 8, device='cuda'), 2), torch.cuda.get_device_name())"
 GRACE_SECONDS = 8.0  # after the interrupt that a step gets at its limit, to write down what it has
 
 
@@ -202,14 +205,17 @@ def steps(runner: Runner, arch: str, jobs: int) -> None:
         Step("build", [python, "tools/build.py", "--jobs", str(jobs)], 150, environment=archs),
         Step("build-conformance", conformance_command(arch), 150),
     )
-    runner.group(Step("conformance", [str(CONFORMANCE)], 20, needs=("build-conformance",)))
+    runner.group(
+        Step("conformance", [str(CONFORMANCE)], 20, needs=("build-conformance",)),
+        Step("card", [python, "-c", ON_THE_CARD], 60, needs=("build",)),  # without it every gpu test would be skipped, and pass
+    )
     pytest = [python, "-m", "pytest", "--continue-on-collection-errors"]
-    few_threads, ignored = {"OMP_NUM_THREADS": "2"}, ["--ignore=tests/kernels", "--ignore=tests/packaging"]
+    few_threads, ignored = {"OMP_NUM_THREADS": "2"}, [f"--ignore=tests/{name}" for name in ELSEWHERE]
     runner.group(
         # One line a test, so that a cut-off log still says what passed. 1467 tests take 170 s in one process of a CPU.
-        Step("tests-gpu", [*pytest, "-v", *spread(jobs, 8), "-m", "gpu and not wheel"], 170, needs=("build",), environment=few_threads),
+        Step("tests-gpu", [*pytest, "-v", *spread(jobs, 8), "-m", "gpu and not wheel"], 170, needs=("card",), environment=few_threads),
         Step(
-            "tests-cpu",  # the emulator's tests of the kernels say nothing new on this machine
+            "tests-cpu",
             [*pytest, "-q", *spread(jobs, 8), "-m", "not gpu and not wheel and not slow", *ignored],
             170,
             needs=("build",),
@@ -219,7 +225,7 @@ def steps(runner: Runner, arch: str, jobs: int) -> None:
     sanitizer = shutil.which("compute-sanitizer", path=environment()["PATH"])
     if sanitizer:
         exact = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # an allocation a tensor, so that a byte too far is seen
-        watched = {"ops": ("build", [*me, "--ops-once"]), "wrappers": ("build-conformance", [str(CONFORMANCE)])}
+        watched = {"ops": ("card", [*me, "--ops-once"]), "wrappers": ("build-conformance", [str(CONFORMANCE)])}
         # Torch asks the driver for functions that it may not have; our own calls report what they get.
         tools = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
         runner.group(
@@ -239,7 +245,7 @@ def steps(runner: Runner, arch: str, jobs: int) -> None:
         )
     else:
         runner.results.append(Result("compute-sanitizer", "skipped", 0.0, "not installed", ""))
-    runner.group(Step("bench", [python, "-m", "bench", "--device", "cuda"], 300, needs=("build",), partial=True))  # saves family by family
+    runner.group(Step("bench", [python, "-m", "bench", "--device", "cuda"], 300, needs=("card",), partial=True))  # saves family by family
 
 
 def spread(jobs: int, most: int) -> list[str]:
