@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, integer, log_uniform, normal, queries_and_keys, seeded
 from reference.ops import attention_scores as reference
+from same_bits import on_every_level
 from torch import Tensor
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}  # of the largest gradient: one rounding to the dtype
@@ -198,28 +200,16 @@ def test_gradients_only_where_asked_and_refusals(device: str) -> None:
 
 
 def test_gradients_same_bits_at_every_level_and_thread_count() -> None:
-    level, threads = torch.ops.tokensieve.cpu_level(), torch.get_num_threads()
-    results: list[list[Tensor]] = []
-    try:
-        for lower, count in ((0, 1), (1, 2), (2, 3)):
-            torch.ops.tokensieve.set_cpu_level(min(lower, torch.ops.tokensieve.best_cpu_level()))
-            torch.set_num_threads(count)
-            found: list[Tensor] = []
-            for dtype in FLOATS:
-                for L, N, D in ((1, 577, 64), (9, 300, 40), (3, 33, 20)):
-                    query, key = queries_and_keys(seeded(N), 2, 4, 2, L, N, D, dtype)
-                    for activation in ("softmax", "sigmoid"):
-                        q, k = query.clone().requires_grad_(), key.clone().requires_grad_()
-                        scores, lse = ts.attention_scores(q, k, causal=L > 1, activation=activation, return_lse=True)
-                        (scores.square().sum() + lse.sum()).backward()
-                        found += [q.grad, k.grad]  # type: ignore[list-item]
-            results.append(found)
-    finally:
-        torch.ops.tokensieve.set_cpu_level(level)
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert_equal(a, b)
+    def run() -> Iterator[Tensor]:
+        for dtype in FLOATS:
+            for L, N, D in ((1, 577, 64), (9, 300, 40), (3, 33, 20)):
+                query, key = queries_and_keys(seeded(N), 2, 4, 2, L, N, D, dtype)
+                for activation in ("softmax", "sigmoid"):
+                    q, k = query.clone().requires_grad_(), key.clone().requires_grad_()
+                    scores, lse = ts.attention_scores(q, k, causal=L > 1, activation=activation, return_lse=True)
+                    yield from torch.autograd.grad(scores.square().sum() + lse.sum(), (q, k))
+
+    on_every_level(run)
 
 
 def test_gradients_fuzz(device: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from reference.compare import EPS, assert_equal, logit_magnitude, worst
 from reference.inputs import FLOATS, integer, log_uniform, queries_and_keys, seeded
 from reference.ops import attention_pagerank
+from same_bits import on_any_threads, on_every_level
 from torch import Tensor
 
 
@@ -95,34 +95,13 @@ def test_attention_pagerank_of_nothing(device: str) -> None:
 
 def test_attention_pagerank_threads_and_repetition_do_not_matter() -> None:
     query, key = queries_and_keys(seeded(8), 1, 2, 2, 400, 400, 64, torch.bfloat16)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3, 2):
-            torch.set_num_threads(count)
-            torch.full((100_000,), torch.nan)  # dirties the memory that scratch comes from
-            results.append(ts.attention_pagerank(query, key, causal=True))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert_equal(result, results[0])
+    on_any_threads(lambda: ts.attention_pagerank(query, key, causal=True))
 
 
-@pytest.fixture
-def levels() -> Iterator[range]:
-    before = torch.ops.tokensieve.cpu_level()
-    yield range(torch.ops.tokensieve.best_cpu_level() + 1)
-    torch.ops.tokensieve.set_cpu_level(before)
-
-
-def test_attention_pagerank_cpu_levels_agree_to_the_bit(levels: range) -> None:
-    for N, D, dtype in ((130, 72, torch.float32), (70, 33, torch.bfloat16), (49, 300, torch.float16)):
-        query, key = queries_and_keys(seeded(N), 2, 4, 2, N, N, D, dtype)
-        results = []
-        for level in levels:
-            torch.ops.tokensieve.set_cpu_level(level)
-            results.append(ts.attention_pagerank(query, key, causal=True, temperature=0.3))
-        for result in results[1:]:
-            assert_equal(result.view(torch.uint8), results[0].view(torch.uint8))
+@pytest.mark.parametrize(("N", "D", "dtype"), [(130, 72, torch.float32), (70, 33, torch.bfloat16), (49, 300, torch.float16)], ids=str)
+def test_attention_pagerank_cpu_levels_agree_to_the_bit(N: int, D: int, dtype: torch.dtype) -> None:
+    query, key = queries_and_keys(seeded(N), 2, 4, 2, N, N, D, dtype)
+    on_every_level(lambda: ts.attention_pagerank(query, key, causal=True, temperature=0.3))
 
 
 def test_attention_pagerank_fuzz(device: str) -> None:

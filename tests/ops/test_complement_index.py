@@ -10,7 +10,7 @@ import torch
 from reference.compare import assert_equal
 from reference.inputs import integer, log_uniform, seeded
 from reference.ops import complement_index as reference
-from tokensieve import _load
+from same_bits import on_every_level
 from torch import Tensor
 
 I = torch.tensor([[4, 1], [0, 3]])  # noqa: E741
@@ -50,28 +50,11 @@ def test_complement_index_strided_and_unaligned_rows(device: str) -> None:
         assert_equal(ts.complement_index(view, 300), reference(view, 300, 300 - view.shape[1]))
 
 
-def test_complement_index_many_rows_and_threads() -> None:
-    index = random_index(seeded(2), 700, 30, 400)
-    want = reference(index, 400, 370)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            assert_equal(ts.complement_index(index, 400), want)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_complement_index_cpu_levels_agree() -> None:
-    before = torch.ops.tokensieve.cpu_level()
-    index = random_index(seeded(3), 5, 100, 1003)
-    want = reference(index, 1003, 903)
-    try:
-        for level in range(before + 1):
-            torch.ops.tokensieve.set_cpu_level(level)
-            assert_equal(ts.complement_index(index, 1003), want, _load.CPU_LEVELS[level])
-    finally:
-        torch.ops.tokensieve.set_cpu_level(before)
+def test_complement_index_levels_and_threads_agree() -> None:
+    for B, K, N in ((700, 30, 400), (5, 100, 1003)):
+        index = random_index(seeded(N), B, K, N)
+        (got,) = on_every_level(lambda index=index, N=N: ts.complement_index(index, N))  # type: ignore[misc]
+        assert_equal(got, reference(index, N, N - K))
 
 
 def test_complement_index_fuzz(device: str) -> None:

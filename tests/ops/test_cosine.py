@@ -11,6 +11,8 @@ from reference import similarity
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, normal, seeded
 from reference.similarity import assert_match, floor_of, random_mask, rows
+from same_bits import on_any_threads
+from torch import Tensor
 
 # (M, N, C): one row, tile and block edges (6, 8, 16, 48, 144 rows and columns; 128 channels), real sizes.
 SHAPES = [(1, 1, 1), (1, 577, 64), (7, 16, 4), (15, 17, 33), (48, 143, 129), (145, 144, 256), (150, 300, 20), (33, 577, 64)]
@@ -152,18 +154,12 @@ def test_cosine_one_row_equals_many(device: str) -> None:
 
 def test_cosine_is_deterministic_on_any_number_of_threads() -> None:
     a, b = normal(seeded(6), 3, 300, 130), normal(seeded(7), 3, 500, 130)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            few = ts.cosine_match(a[:, :9], b, k=7)
-            results.append((*ts.cosine_match(a, b), *few, ts.cosine_scores(a, b), ts.cosine_scores(a, b, reduction=None)))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for got, want in zip(other, results[0], strict=True):
-            assert_equal(got, want)
+
+    def run() -> tuple[Tensor, ...]:
+        few = ts.cosine_match(a[:, :9], b, k=7)
+        return *ts.cosine_match(a, b), *few, ts.cosine_scores(a, b), ts.cosine_scores(a, b, reduction=None)
+
+    on_any_threads(run)
 
 
 def test_cosine_values_carry_no_gradient(device: str) -> None:

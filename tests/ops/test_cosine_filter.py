@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import tokensieve as ts
 import torch
 from reference.inputs import normal, seeded
+from same_bits import cpu_levels, processor
 from torch import Tensor
 
 M, N = 150, 300
-
-
-@pytest.fixture
-def levels() -> Iterator[range]:
-    before = torch.ops.tokensieve.cpu_level()
-    yield range(torch.ops.tokensieve.best_cpu_level() + 1)
-    torch.ops.tokensieve.set_cpu_level(before)
 
 
 def pair(C: int) -> tuple[Tensor, Tensor]:
@@ -92,13 +86,13 @@ def assert_first_of_two(a: Tensor, b: Tensor, options: dict[str, object], what: 
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_cosine_match_int16_products_first_change_no_bit(case: str, levels: range) -> None:
+def test_cosine_match_int16_products_first_change_no_bit(case: str) -> None:
     a, b = CASES[case]()
     mask = torch.rand(1, N, generator=seeded(9)) < 0.7
-    for level in levels:
-        torch.ops.tokensieve.set_cpu_level(level)
-        assert_first_of_two(a, b, {}, f"{case}, level {level}")
-        assert_first_of_two(a, b, {"candidates": mask}, f"{case} with candidates, level {level}")
+    for level in cpu_levels():
+        with processor(level, torch.get_num_threads()):
+            assert_first_of_two(a, b, {}, f"{case}, level {level}")
+            assert_first_of_two(a, b, {"candidates": mask}, f"{case} with candidates, level {level}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

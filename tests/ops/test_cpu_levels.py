@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from every_op import GROUPS, given
 from reference import inputs
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, queries_and_keys, seeded
+from same_bits import bits, cpu_levels, processor
 from tokensieve import _load
 from torch import Tensor
 
 LEVELS = _load.CPU_LEVELS
+BEST = cpu_levels()[-1]  # of this machine
 
 
 def results() -> dict[str, Tensor]:
@@ -62,40 +64,23 @@ def results() -> dict[str, Tensor]:
     return out
 
 
-@pytest.fixture
-def best_level() -> Iterator[int]:
-    """The highest level of this machine; the one in use comes back afterwards."""
-    before = torch.ops.tokensieve.cpu_level()
-    best = before
-    for level in range(before, len(LEVELS)):
-        try:
-            torch.ops.tokensieve.set_cpu_level(level)
-            best = level
-        except RuntimeError:
-            break
-    yield best
-    torch.ops.tokensieve.set_cpu_level(before)
+def assert_levels_agree(run: Callable[[], dict[str, Tensor]]) -> None:
+    threads = torch.get_num_threads()
+    with processor(BEST, threads):
+        want = run()
+    for level in range(BEST):
+        with processor(level, threads):
+            for name, got in run().items():
+                assert_equal(bits(got), bits(want[name]), f"{LEVELS[level]} against {LEVELS[BEST]}: {name}")
 
 
-def test_cpu_levels_give_the_same_bits(best_level: int) -> None:
-    torch.ops.tokensieve.set_cpu_level(best_level)
-    want = results()
-    for level in range(best_level):
-        torch.ops.tokensieve.set_cpu_level(level)
-        for name, value in results().items():
-            assert_equal(value.view(torch.uint8), want[name].view(torch.uint8), f"{LEVELS[level]} against {LEVELS[best_level]}: {name}")
+def test_cpu_levels_give_the_same_bits() -> None:
+    assert_levels_agree(results)
 
 
-def test_every_op_gives_the_same_bits_on_all_levels(best_level: int) -> None:
+def test_every_op_gives_the_same_bits_on_all_levels() -> None:
     x = given(1, "cpu")
-    torch.ops.tokensieve.set_cpu_level(best_level)
-    want = {name: run(x) for name, run in GROUPS.items()}
-    for level in range(best_level):
-        torch.ops.tokensieve.set_cpu_level(level)
-        for name, run in GROUPS.items():
-            for i, (g, w) in enumerate(zip(run(x), want[name], strict=True)):
-                same_bits = g.flatten().view(torch.uint8), w.flatten().view(torch.uint8)
-                assert_equal(*same_bits, f"{LEVELS[level]} against {LEVELS[best_level]}: output {i} of {name}")
+    assert_levels_agree(lambda: {f"output {i} of {name}": out for name, run in GROUPS.items() for i, out in enumerate(run(x))})
 
 
 def gradients() -> dict[str, Tensor]:
@@ -127,13 +112,8 @@ def gradients() -> dict[str, Tensor]:
     return out
 
 
-def test_gradients_have_the_same_bits_on_all_levels(best_level: int) -> None:
-    torch.ops.tokensieve.set_cpu_level(best_level)
-    want = gradients()
-    for level in range(best_level):
-        torch.ops.tokensieve.set_cpu_level(level)
-        for name, value in gradients().items():
-            assert_equal(value.view(torch.uint8), want[name].view(torch.uint8), f"{LEVELS[level]} against {LEVELS[best_level]}: {name}")
+def test_gradients_have_the_same_bits_on_all_levels() -> None:
+    assert_levels_agree(gradients)
 
 
 def test_every_op_is_called() -> None:
@@ -143,13 +123,13 @@ def test_every_op_is_called() -> None:
     assert [name for name in ops if f"ts.{name}(" not in calls] == []
 
 
-def test_cpu_level_above_the_machine_is_refused(best_level: int) -> None:
-    for level in (-1, best_level + 1, 17):
-        with pytest.raises(RuntimeError, match=rf"level must be in \[0, {best_level}\] on this machine, got {level}"):
+def test_cpu_level_above_the_machine_is_refused() -> None:
+    for level in (-1, BEST + 1, 17):
+        with pytest.raises(RuntimeError, match=rf"level must be in \[0, {BEST}\] on this machine, got {level}"):
             torch.ops.tokensieve.set_cpu_level(level)
 
 
-def test_cpu_level_environment_variable(best_level: int, tmp_path: Path, run_python: Callable[..., Any]) -> None:
+def test_cpu_level_environment_variable(tmp_path: Path, run_python: Callable[..., Any]) -> None:
     generator = seeded(1)
     query, key = queries_and_keys(generator, 2, 4, 2, 3, 200, 72, torch.float16)
     torch.save((query, key), tmp_path / "given.pt")
@@ -160,7 +140,7 @@ def test_cpu_level_environment_variable(best_level: int, tmp_path: Path, run_pyt
         "got = ts.prune_tokens(query, key, [key.transpose(1, 2)], 50);"
         f"torch.save(tuple(got), {str(tmp_path / 'got.pt')!r}); print(_load.STATE.cpu_level)"
     )
-    for level in LEVELS[: best_level + 1]:
+    for level in LEVELS[: BEST + 1]:
         done = run_python(code, TOKENSIEVE_CPU=level)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == level

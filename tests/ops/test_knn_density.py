@@ -11,6 +11,7 @@ from reference import density as reference
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, normal, seeded
 from reference.similarity import random_mask
+from same_bits import on_any_threads
 from torch import Tensor
 
 # (N, C): one token, panel (16), block (144) edges; 128 channels; a real size.
@@ -198,17 +199,7 @@ def test_density_strided_and_unaligned_views(dtype: torch.dtype, device: str) ->
 
 def test_density_is_deterministic_on_any_number_of_threads() -> None:
     x, mask = normal(seeded(16), 3, 500, 70), random_mask(17, 3, 500, 0.9)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append((*ts.knn_density(x, 9, mask=mask), *ts.cluster_tokens(x, 50)))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert_equal(a, b)
+    on_any_threads(lambda: (*ts.knn_density(x, 9, mask=mask), *ts.cluster_tokens(x, 50)))
 
 
 def test_density_carries_no_gradient(device: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from reference import merge as reference
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, integer, log_uniform, normal, seeded
+from same_bits import on_every_level
 from torch import Tensor
 
 ROUNDING = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -107,28 +109,18 @@ def test_merge_by_label_empty(B: int, N: int, rows: int, device: str) -> None:
 
 
 def test_merge_by_label_same_bits_at_every_level_and_thread_count() -> None:
-    level, threads = torch.ops.tokensieve.cpu_level(), torch.get_num_threads()
     labels, w, kept = random_labels(1, 2, 300, 3, "cpu"), positive(2, 2, 300, "cpu"), torch.arange(0, 300, 7).repeat(2, 1)
-    results: list[list[Tensor]] = []
-    try:
-        for lower, count in ((0, 1), (1, 2), (2, 3)):
-            torch.ops.tokensieve.set_cpu_level(min(lower, torch.ops.tokensieve.best_cpu_level()))
-            torch.set_num_threads(count)
-            found: list[Tensor] = []
-            for dtype in FLOATS:
-                x, weight = normal(seeded(3), 2, 300, 700, dtype=dtype).requires_grad_(), w.clone().requires_grad_()
-                for mode, _ in KINDS:
-                    out, total = ts.merge_by_label(x, labels, 3, weights=None if mode == "amax" else weight, mode=mode)
-                    found += [out.detach(), total.detach(), *torch.autograd.grad(out.float().square().sum(), x)]
-                fused = ts.fuse_dropped(x, weight, kept, normalize=True)
-                found += [fused.detach(), *torch.autograd.grad(fused.float().square().sum(), (x, weight))]
-            results.append(found)
-    finally:
-        torch.ops.tokensieve.set_cpu_level(level)
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert_equal(a, b)
+
+    def run() -> Iterator[Tensor]:
+        for dtype in FLOATS:
+            x, weight = normal(seeded(3), 2, 300, 700, dtype=dtype).requires_grad_(), w.clone().requires_grad_()
+            for mode, _ in KINDS:
+                out, total = ts.merge_by_label(x, labels, 3, weights=None if mode == "amax" else weight, mode=mode)
+                yield from (out, total, *torch.autograd.grad(out.float().square().sum(), x))
+            fused = ts.fuse_dropped(x, weight, kept, normalize=True)
+            yield from (fused, *torch.autograd.grad(fused.float().square().sum(), (x, weight)))
+
+    on_every_level(run)
 
 
 # ---- fuse_dropped, run_labels -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from reference import merge as reference
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, integer, log_uniform, normal, seeded
 from reference.merge import Plan, random_plan
+from same_bits import on_every_level
 from torch import Tensor
 
 MODES = ("mean", "weighted", "sum", "amax", "mlerp")
@@ -157,29 +159,19 @@ def test_merge_tokens_half_precision_overflows_only_when_stored(device: str) -> 
 
 
 def test_merge_tokens_same_bits_at_every_level_and_thread_count() -> None:
-    level, threads = torch.ops.tokensieve.cpu_level(), torch.get_num_threads()
     plan, size = random_plan(seeded(1), 2, 200, 60, 0.1), sizes(2, 2, 200, "cpu")
     few = random_plan(seeded(1), 1, 400, 1)
-    results: list[list[Tensor]] = []
-    try:
-        for lower, count in ((0, 1), (1, 2), (2, 3)):
-            torch.ops.tokensieve.set_cpu_level(min(lower, torch.ops.tokensieve.best_cpu_level()))
-            torch.set_num_threads(count)
-            found: list[Tensor] = []
-            for dtype in FLOATS:
-                x = normal(seeded(1), 2, 200, 131, dtype=dtype).requires_grad_()
-                long = normal(seeded(2), 1, 400, 1500, dtype=dtype)
-                for mode in MODES:
-                    got = ts.merge_tokens(x, plan, size=size, mode=mode)
-                    (grad,) = torch.autograd.grad(got.tensors, x, normal(seeded(3), 2, 60, 131, dtype=dtype))
-                    found += [got.tensors.detach(), got.size, got.log_size, grad, ts.merge_tokens(long, few, mode=mode).tensors]
-            results.append(found)
-    finally:
-        torch.ops.tokensieve.set_cpu_level(level)
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert_equal(a, b)
+
+    def run() -> Iterator[Tensor]:
+        for dtype in FLOATS:
+            x = normal(seeded(1), 2, 200, 131, dtype=dtype).requires_grad_()
+            long = normal(seeded(2), 1, 400, 1500, dtype=dtype)
+            for mode in MODES:
+                got = ts.merge_tokens(x, plan, size=size, mode=mode)
+                (grad,) = torch.autograd.grad(got.tensors, x, normal(seeded(3), 2, 60, 131, dtype=dtype))
+                yield from (got.tensors, got.size, got.log_size, grad, ts.merge_tokens(long, few, mode=mode).tensors)
+
+    on_every_level(run)
 
 
 # ---- gradients ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from reference import pool as reference
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, normal, seeded
 from reference.pool import near
+from same_bits import on_every_level
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -221,33 +223,22 @@ def test_pool_grid_gradients_of_gradients(device: str) -> None:
 
 
 def test_pool_grid_same_bits_at_every_level_and_thread_count() -> None:
-    level, threads = torch.ops.tokensieve.cpu_level(), torch.get_num_threads()
-    results: list[list[Tensor]] = []
-    try:
-        for lower, count in ((0, 1), (1, 2), (2, 3)):
-            torch.ops.tokensieve.set_cpu_level(min(lower, torch.ops.tokensieve.best_cpu_level()))
-            torch.set_num_threads(count)
-            found: list[Tensor] = []
-            for dtype in FLOATS:
-                x = normal(seeded(3), 2, 12 * 11, 345, dtype=dtype).requires_grad_()
-                s = normal(seeded(4), 2, 12 * 11).requires_grad_()
-                outs = [
-                    ts.pool_grid(x, (12, 11), size=(5, 4)),
-                    ts.pool_grid(x, (12, 11), window=3, stride=2, kind="max"),
-                    ts.pool_grid(x, (12, 11), size=(7, 6), kind="bilinear"),
-                    ts.pool_windows(x, s, (12, 11), 3, stride=2, temperature=0.3),
-                    ts.space_to_depth(x, (12, 11), (3, 11)),
-                ]
-                for out in outs:
-                    found += [out.detach(), torch.autograd.grad(out, x, out.detach().sin(), retain_graph=True)[0]]
-                found.append(torch.autograd.grad(outs[3], s, outs[3].detach().sin())[0])
-            results.append(found)
-    finally:
-        torch.ops.tokensieve.set_cpu_level(level)
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for i, (a, b) in enumerate(zip(results[0], other, strict=True)):
-            assert_equal(a, b, f"result {i}")
+    def run() -> Iterator[Tensor]:
+        for dtype in FLOATS:
+            x = normal(seeded(3), 2, 12 * 11, 345, dtype=dtype).requires_grad_()
+            s = normal(seeded(4), 2, 12 * 11).requires_grad_()
+            outs = [
+                ts.pool_grid(x, (12, 11), size=(5, 4)),
+                ts.pool_grid(x, (12, 11), window=3, stride=2, kind="max"),
+                ts.pool_grid(x, (12, 11), size=(7, 6), kind="bilinear"),
+                ts.pool_windows(x, s, (12, 11), 3, stride=2, temperature=0.3),
+                ts.space_to_depth(x, (12, 11), (3, 11)),
+            ]
+            for out in outs:
+                yield from (out, torch.autograd.grad(out, x, out.detach().sin(), retain_graph=True)[0])
+            yield torch.autograd.grad(outs[3], s, outs[3].detach().sin())[0]
+
+    on_every_level(run)
 
 
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from reference import pool as reference
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, normal, seeded
 from reference.pool import near
+from same_bits import on_every_level
 from torch import Tensor
 
 
@@ -117,26 +119,14 @@ def test_means_have_gradients_of_gradients(device: str) -> None:
 
 
 def test_means_same_bits_at_every_level_and_thread_count() -> None:
-    level, threads = torch.ops.tokensieve.cpu_level(), torch.get_num_threads()
-    results: list[list[Tensor]] = []
-    try:
-        for lower, count in ((0, 1), (1, 2), (2, 3)):
-            torch.ops.tokensieve.set_cpu_level(min(lower, torch.ops.tokensieve.best_cpu_level()))
-            torch.set_num_threads(count)
-            found: list[Tensor] = []
-            for dtype in FLOATS:
-                x = normal(seeded(3), 2, 96, 345, dtype=dtype).requires_grad_()
-                out = ts.pool_runs(x, packed("cpu", [[3, 40], [0, 60]]), 30, 7)
-                means = ts.row_column_means(x.view(2, 6, 16, 345))
-                for y in (out, *means):
-                    found += [y.detach(), torch.autograd.grad(y, x, y.detach().sin(), retain_graph=True)[0]]
-            results.append(found)
-    finally:
-        torch.ops.tokensieve.set_cpu_level(level)
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for i, (a, b) in enumerate(zip(results[0], other, strict=True)):
-            assert_equal(a, b, f"result {i}")
+    def run() -> Iterator[Tensor]:
+        for dtype in FLOATS:
+            x = normal(seeded(3), 2, 96, 345, dtype=dtype).requires_grad_()
+            out = ts.pool_runs(x, packed("cpu", [[3, 40], [0, 60]]), 30, 7)
+            for y in (out, *ts.row_column_means(x.view(2, 6, 16, 345))):
+                yield from (y, torch.autograd.grad(y, x, y.detach().sin(), retain_graph=True)[0])
+
+    on_every_level(run)
 
 
 X, A = torch.zeros(2, 12, 4), torch.zeros(2, 1, dtype=torch.int64)

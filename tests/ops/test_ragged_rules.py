@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from reference import inputs, ragged
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, integer, log_uniform, seeded
+from same_bits import on_every_level
 from torch import Tensor
 
 
@@ -45,28 +47,14 @@ def test_ragged_selections_compile_with_dynamic_shapes(device: str) -> None:
 
 
 def test_ragged_selections_levels_and_threads_agree() -> None:
-    before, threads = torch.ops.tokensieve.cpu_level(), torch.get_num_threads()
     cases = [inputs.scores(seeded(N), kind, 70, N) for N in (17, 700) for kind in ("normal", "special", "neighbours")]
 
-    def run() -> list[Tensor]:
-        return [
-            t
-            for x in cases
-            for out in (ts.select_mass(x.abs(), 0.7, capacity=x.shape[1]), ts.select_threshold(x, 0.25, capacity=9, order="score"))
-            for t in out
-        ]
+    def run() -> Iterator[Tensor]:
+        for x in cases:
+            yield from ts.select_mass(x.abs(), 0.7, capacity=x.shape[1])
+            yield from ts.select_threshold(x, 0.25, capacity=9, order="score")
 
-    want = run()
-    try:
-        for level in range(before + 1):
-            torch.ops.tokensieve.set_cpu_level(level)
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                for got, expected in zip(run(), want, strict=True):
-                    assert_equal(got, expected, f"level {level}, {count} threads")
-    finally:
-        torch.ops.tokensieve.set_cpu_level(before)
-        torch.set_num_threads(threads)
+    on_every_level(run)
 
 
 def test_ragged_selections_fuzz(device: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from ops.test_gather_tokens import DTYPES, make, unique_index
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, integer, log_uniform, normal, seeded
 from reference.ops import scatter_tokens as reference
+from same_bits import on_every_level
 from torch import Tensor
 
 
@@ -123,26 +125,15 @@ def test_scatter_tokens_leaves_its_arguments(device: str) -> None:
 
 
 def test_scatter_tokens_same_bits_at_every_level_and_thread_count() -> None:
-    level, threads = torch.ops.tokensieve.cpu_level(), torch.get_num_threads()
-    results: list[list[Tensor]] = []
-    try:
-        for lower, count in ((0, 1), (1, 2), (2, 3)):
-            torch.ops.tokensieve.set_cpu_level(min(lower, torch.ops.tokensieve.best_cpu_level()))
-            torch.set_num_threads(count)
-            found = []
-            for dtype in FLOATS:
-                x, y = normal(seeded(1), 2, 300, 131, dtype=dtype), normal(seeded(2), 2, 90, 131, dtype=dtype)
-                w, index = normal(seeded(3), 2, 90), unique_index(4, 2, 300, 90)
-                found.append(ts.scatter_tokens(x, index, y, mode="add", weights=w))
-                of_values, of_weights = torch.ops.tokensieve.scatter_tokens_backward([x], index, [y], w, True, True)
-                found += [of_values[0], of_weights]
-            results.append(found)
-    finally:
-        torch.ops.tokensieve.set_cpu_level(level)
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            assert_equal(a, b)
+    def run() -> Iterator[Tensor]:
+        for dtype in FLOATS:
+            x, y = normal(seeded(1), 2, 300, 131, dtype=dtype), normal(seeded(2), 2, 90, 131, dtype=dtype)
+            w, index = normal(seeded(3), 2, 90), unique_index(4, 2, 300, 90)
+            yield ts.scatter_tokens(x, index, y, mode="add", weights=w)
+            of_values, of_weights = torch.ops.tokensieve.scatter_tokens_backward([x], index, [y], w, True, True)
+            yield from (of_values[0], of_weights)
+
+    on_every_level(run)
 
 
 # ---- gradients ------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from reference import inputs
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, integer, log_uniform, seeded
 from reference.quantiles import quantile_row
-from tokensieve import _load
+from same_bits import on_every_level
 from torch import Tensor
 
 Q = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -74,18 +74,9 @@ def test_score_quantiles_strided_and_unaligned_rows(dtype: torch.dtype, device: 
 
 
 def test_score_quantiles_levels_and_threads_agree() -> None:
-    before, threads = torch.ops.tokensieve.cpu_level(), torch.get_num_threads()
     x = inputs.scores(seeded(1), "normal", 90, 700)
-    want = reference(x)
-    try:
-        for level in range(before + 1):
-            torch.ops.tokensieve.set_cpu_level(level)
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                assert_equal(ts.score_quantiles(x, Q), want, f"{_load.CPU_LEVELS[level]}, {count} threads")
-    finally:
-        torch.ops.tokensieve.set_cpu_level(before)
-        torch.set_num_threads(threads)
+    (got,) = on_every_level(lambda: ts.score_quantiles(x, Q))
+    assert_equal(got, reference(x))
 
 
 def test_score_quantiles_fuzz(device: str) -> None:

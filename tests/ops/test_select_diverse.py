@@ -9,6 +9,7 @@ from reference.compare import assert_equal
 from reference.inputs import FLOATS, normal, seeded
 from reference.similarity import assert_diverse, random_mask, rows
 from reference.similarity import select_diverse as reference
+from same_bits import on_any_threads
 
 # (N, C): one token, panel (16), tile (6, 8, 48) and block (144) edges; 128 channels; real sizes.
 SHAPES = [(1, 3), (2, 1), (15, 5), (17, 130), (48, 16), (143, 33), (145, 64), (289, 20), (576, 256)]
@@ -138,17 +139,7 @@ def test_select_diverse_batch_equals_its_rows(device: str) -> None:
 
 def test_select_diverse_is_deterministic_on_any_number_of_threads() -> None:
     x, first = normal(seeded(10), 3, 500, 70), torch.tensor([3, 4, 5])
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append((ts.select_diverse(x, 100), ts.select_diverse(x, 20, first=first, order="pick")))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert_equal(other[0], results[0][0])
-        assert_equal(other[1], results[0][1])
+    on_any_threads(lambda: (ts.select_diverse(x, 100), ts.select_diverse(x, 20, first=first, order="pick")))
 
 
 def test_select_diverse_first_pick_out_of_range_is_refused() -> None:

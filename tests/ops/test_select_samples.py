@@ -12,6 +12,7 @@ from reference import inputs
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, integer, log_uniform, seeded
 from reference.samples import sample_row
+from same_bits import on_every_level
 from torch import Tensor
 
 S = torch.rand(2, 5)
@@ -80,18 +81,7 @@ def test_select_samples_strided_rows_levels_and_threads() -> None:
     wide = inputs.scores(seeded(6), "negative", 90, 200).abs()
     for view in (wide[:, 1:], wide[::20, 3:90], wide[1:2, 7:].expand(4, -1)):
         check(view, 50)
-    before, threads = torch.ops.tokensieve.cpu_level(), torch.get_num_threads()
-    want = ts.select_samples(wide, 64)
-    try:
-        for level in range(before + 1):
-            torch.ops.tokensieve.set_cpu_level(level)
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                for got, expected in zip(ts.select_samples(wide, 64), want, strict=True):
-                    assert_equal(got, expected, f"level {level}, {count} threads")
-    finally:
-        torch.ops.tokensieve.set_cpu_level(before)
-        torch.set_num_threads(threads)
+    on_every_level(lambda: ts.select_samples(wide, 64))
 
 
 def test_select_samples_fuzz(device: str) -> None:
