@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import DecoderMethod, Stage, require, require_ints, require_numbers
-from .step import on_device, token_mask
+from .positions import on_device, token_mask
 from .views import StageView
 
 

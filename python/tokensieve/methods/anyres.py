@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import require
-from .step import to_device
+from .positions import to_device
 
 
 def padding_cut(image_size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int, int, int]:

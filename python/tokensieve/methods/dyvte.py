@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .base import DecoderMethod, Stage, require
-from .step import on_device
+from .positions import on_device
 from .views import StageView
 
 

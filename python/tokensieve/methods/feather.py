@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import DecoderMethod, Stage, require, require_ints, require_numbers
-from .step import token_mask
+from .positions import token_mask
 from .views import StageView
 
 

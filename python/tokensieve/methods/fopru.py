@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import EncoderMethod, require, require_numbers
-from .step import to_device
+from .positions import to_device
 from .views import ImageView
 
 

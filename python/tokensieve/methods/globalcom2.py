@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import ops
 from .anyres import crop_cells, in_order, mosaic, padding_cut, shown_patches
 from .base import EncoderMethod, require, require_numbers
-from .step import marked, to_device
+from .positions import to_device, token_mask
 from .views import ImageView
 
 Pair = tuple[int, int]
@@ -143,7 +143,7 @@ def pack(kept: Kept, method: GlobalCom2, grid: Pair, side: Pair) -> tuple[Tensor
         tensor([[ 0,  2,  8, 12,  6,  7, 12, -1, -1]])
     """
     G, N = kept.crops.shape[0], side[0] * side[1]
-    marks = torch.nn.functional.pad(marked(kept.crops, N).flatten(), (0, 1), value=True)  # the newline is always there
+    marks = torch.nn.functional.pad(token_mask(kept.crops, N).flatten(), (0, 1), value=True)  # the newline is always there
     lines = torch.nn.functional.pad(mosaic(grid, side), (0, 1), value=G * N).flatten()
     index, count = in_order(marks, lines, int(method.ratio * G * N) + 1 + side[0] * grid[1])  # 1: the product may round down
     crops = torch.where(index < 0, -1, index + N)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import ops
 from .anyres import crop_cells, in_order, mosaic, padding_cut
 from .base import EncoderMethod, require, require_numbers
-from .step import marked, to_device
+from .positions import to_device, token_mask
 from .views import ImageView
 
 
@@ -105,7 +105,7 @@ def select(first: Tensor, late: Tensor, method: HiRED, grid: tuple[int, int] | N
     if P == 1:
         index = ops.select_topk(late, full)
         return Kept(index, torch.full((1,), full, device=late.device), full, late, torch.zeros(N, dtype=torch.bool, device=late.device))
-    marks = marked(ops.select_topk(first[:1], mark), N)
+    marks = token_mask(ops.select_topk(first[:1], mark), N)
     if method.regions == "bands":
         require(N % (P - 1) == 0, "HiRED.select", f"{P - 1} crops must divide N patches", N)
         found = marks.view(P - 1, -1).sum(1)
@@ -139,4 +139,4 @@ def pack(kept: Kept, image_size: tuple[int, int], grid: tuple[int, int], side: t
     require(places.numel() == (P - 1) * N, "HiRED.pack", f"grid and side must make {P - 1} crops of {N} patches", (grid, side))
     top, bottom, left, right = padding_cut(image_size, (places.shape[1], places.shape[0]))
     shown = places[top:bottom, left:right].flatten() + N
-    return in_order(marked(kept.index, N).flatten(), torch.cat([torch.arange(N), shown]), kept.budget)
+    return in_order(token_mask(kept.index, N).flatten(), torch.cat([torch.arange(N), shown]), kept.budget)

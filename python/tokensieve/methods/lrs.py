@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import TensorMethod, require, require_numbers
-from .step import marked, to_device
+from .positions import to_device, token_mask
 
 Pair = tuple[int, int]
 
@@ -77,7 +77,7 @@ def keep_ratio(scores: Tensor, method: LRS, columns: int | None = None, valid: T
         best = ops.select_topk(scores, width)
     else:
         best = ops.select_topk(scores, (valid.sum(1).double() * method.ratio).long(), max_k=width, candidates=valid)
-    marks = marked(best, N)
+    marks = token_mask(best, N)
     rows = 0
     if columns is not None:
         require(columns > 0 and N % columns == 0, "keep_ratio", f"columns must divide N={N} tokens", columns)
@@ -112,5 +112,5 @@ def hit_tiles(index: Tensor, grid: Pair, tiles: Pair) -> tuple[Tensor, Tensor]:
     (rows, columns), (high, wide) = grid, tiles
     number = torch.arange(rows * columns)
     tile = to_device((number // columns * high // rows) * wide + number % columns * wide // columns, index.device)
-    hit = marked(torch.where(index < 0, -1, tile[index.clamp(min=0)]), high * wide)
+    hit = token_mask(torch.where(index < 0, -1, tile[index.clamp(min=0)]), high * wide)
     return ops.select_topk(hit.float(), high * wide, candidates=hit), hit.sum(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import TensorMethod, require, require_ints, require_numbers
-from .step import marked
+from .positions import token_mask
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def relevant_images(confidence: Tensor, method: MIRAGE, candidates: Tensor | Non
     width = method.width(N)
     k = torch.where(passing.any(1), width, min(1, width))
     index = ops.select_topk(confidence, k, max_k=width, candidates=candidates)
-    return index, marked(index, N)
+    return index, token_mask(index, N)
 
 
 def keep_images(images: Tensor, confidence: Tensor, method: MIRAGE, candidates: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import TensorMethod, require, require_ints, require_numbers
-from .step import marked
+from .positions import token_mask
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def streams(first: Tensor, late: Tensor, method: PAINT) -> Streams:
         ([[0, 1, 0, 0, 0, 0, 0, 0]], [[0, 0, 0, 0, 0, 1, 0, 0]])
     """
     summary = late > ops.tukey_fence(late)[:, None]  # as many of the largest as there are outliers: the outliers themselves
-    local = marked(ops.select_topk(first, method.local_count(first.shape[1])), first.shape[1])
+    local = token_mask(ops.select_topk(first, method.local_count(first.shape[1])), first.shape[1])
     return Streams(local & ~summary, summary)
 
 

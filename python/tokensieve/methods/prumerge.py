@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import ops
 from .base import EncoderMethod, require, require_ints, require_numbers
 from .damro import cls_scores
-from .step import marked
+from .positions import token_mask
 from .views import ImageView
 
 
@@ -70,7 +70,7 @@ class PruMerge(EncoderMethod):
         scores = cls_scores(layer.query, layer.key)
         require(self.neighbors < scores.shape[1], self, f"neighbors must be below N={scores.shape[1]} patches", self.neighbors)
         centers = select(scores, self, view.candidates)
-        free = ~marked(centers, scores.shape[1])  # the extra token takes the place of the first patch that is no centre
+        free = ~token_mask(centers, scores.shape[1])  # the extra token takes the place of the first patch that is no centre
         free = free if view.candidates is None else free & view.candidates
         slot = free.int().argmax(1, keepdim=True).masked_fill(~free.any(1, keepdim=True), -1)
         index = torch.cat([centers, slot], 1)

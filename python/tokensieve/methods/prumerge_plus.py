@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import ops
 from .base import require, require_ints
+from .positions import token_mask
 from .prumerge import PruMerge
-from .step import marked
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PruMergePlus(PruMerge):
 
     def add_centers(self, best: Tensor, count: Tensor, candidates: Tensor | None, N: int) -> Tensor:
         end = N - 1 if self.grid_end is None else self.grid_end
-        grid = ~marked(best, N) & grid_marks(count, N, end, None if self.adaptive else self.ratio)
+        grid = ~token_mask(best, N) & grid_marks(count, N, end, None if self.adaptive else self.ratio)
         grid = grid if candidates is None else grid & candidates
         both = torch.cat([best, ops.select_topk(grid.float(), N, candidates=grid)], 1)
         return both.gather(1, (both < 0).int().argsort(dim=1, stable=True)[:, :N])  # pads last

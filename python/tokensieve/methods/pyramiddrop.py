@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import ops
 from .base import DecoderMethod, Stage, require, require_ints, require_numbers
-from .step import IGNORE, on_device, prune_ragged, prune_span
+from .positions import on_device
+from .step import IGNORE, prune_ragged, prune_span
 
 
 @dataclass(frozen=True)

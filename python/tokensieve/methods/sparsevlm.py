@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import ops
 from .base import DecoderMethod, Stage, require, require_ints
+from .positions import on_device, token_mask
 from .raters import corrected_scores, distance_decay, rater_scores, rater_weights
-from .step import on_device, token_mask
 from .views import StageView
 
 BUDGETS = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}  # by RETAIN_TOKN, of v1.5

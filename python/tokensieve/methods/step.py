@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .positions import on_device
 
 IGNORE = -100  # label that the loss skips
 
@@ -19,27 +20,6 @@ class Pruned(NamedTuple):
     tensors: tuple[Tensor, ...]
     index: Tensor  # type: ignore[assignment]
     scores: Tensor
-
-
-def on_device(values: Sequence[int], device: torch.device) -> Tensor:
-    """Host integers as an int64 tensor; pinned for a GPU, so that the copy does not wait for it."""
-    return to_device(torch.tensor(values, dtype=torch.int64), device)
-
-
-def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on the device; from pinned memory to a GPU, so that the copy does not wait for it."""
-    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
-
-
-def marked(index: Tensor, size: int) -> Tensor:
-    """(B, K) positions, -1 = none -> (B, size) bool.
-
-    Example:
-        >>> marked(torch.tensor([[2, 0, -1]]), 4)
-        tensor([[ True, False,  True, False]])
-    """
-    marks = torch.zeros(index.shape[0], size + 1, dtype=torch.bool, device=index.device)
-    return marks.scatter_(1, torch.where(index < 0, size, index), True)[:, :size]
 
 
 def prune_span(
@@ -151,14 +131,3 @@ def answer_rows(labels: Tensor, max_rows: int, valid_mask: Tensor | None = None)
         before = before & valid_mask[:, :-1]
     before = torch.nn.functional.pad(before, (0, 1))
     return ops.select_topk(before.float(), max_rows, candidates=before)
-
-
-def token_mask(index: Tensor, N: int) -> Tensor:
-    """(B, K) int64 positions, -1 = none -> (B, N) bool, True where a token is named.
-
-    Example:
-        >>> token_mask(torch.tensor([[2, 0, -1]]), 4)
-        tensor([[ True, False,  True, False]])
-    """
-    mask = torch.zeros((index.shape[0], N + 1), dtype=torch.bool, device=index.device)
-    return mask.scatter_(1, torch.where(index < 0, N, index), True)[:, :N]  # -1 lands in a slot that is cut off

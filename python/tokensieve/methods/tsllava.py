@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from .base import TensorMethod, require, require_ints
-from .step import to_device
+from .positions import to_device
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .step import on_device, to_device
+from .positions import on_device, to_device
 
 
 class Attention(NamedTuple):

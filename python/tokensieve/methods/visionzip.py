@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import ops
 from .base import EncoderMethod, require, require_ints
 from .fastervlm import mosaic_order
-from .step import marked, on_device
+from .positions import on_device, token_mask
 from .views import ImageView
 
 
@@ -64,7 +64,7 @@ class VisionZip(EncoderMethod):
         require(total <= N, self, f"dominant + contextual must be at most N={N} patches", total)
         assert view.counts is not None  # a crop with fewer candidates than `total` has that many as its count
         zipped = choose(cls_scores(layer.query, layer.key), head_mean(layer.key), [self.split(n) for n in view.counts], view.candidates)
-        taken = marked(torch.cat([zipped.dominant, zipped.targets], 1), N)
+        taken = token_mask(torch.cat([zipped.dominant, zipped.targets], 1), N)
         free = ~taken if view.candidates is None else ~taken & view.candidates
         slot = free.int().argmax(1, keepdim=True).masked_fill(~free.any(1, keepdim=True), -1)  # CLS's; none in a crop of padding
         view.state["visionzip"] = zipped
@@ -120,7 +120,7 @@ def choose(scores: Tensor, metric: Tensor, splits: list[tuple[int, int]], candid
     alike = min(splits) == max(splits)
     many = most if alike else on_device([d for d, _ in splits], scores.device)
     dominant = ops.select_topk(scores, many, max_k=None if alike else most, candidates=candidates)
-    rest = ~marked(dominant, scores.shape[1])
+    rest = ~token_mask(dominant, scores.shape[1])
     rest = rest if candidates is None else rest & candidates
     if widest == 0:
         return Zipped(dominant, dominant[:, :0], torch.full_like(rest, -1, dtype=torch.int64))

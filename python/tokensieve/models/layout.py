@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..methods.step import on_device
+from ..methods.positions import on_device
 
 Run = tuple[int, int]  # (start, length) of one image
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
 from ..methods.base import EncoderMethod
-from ..methods.step import to_device
+from ..methods.positions import to_device
 from ..methods.views import Attention, ImageView
 from ..ops import _debug
 from .capture import listen
