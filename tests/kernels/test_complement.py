@@ -49,9 +49,11 @@ def test_complement_cuda_sizes(kernels: Any, workspace: bool) -> None:
 
 def test_complement_cuda_cuts_at_the_capacity_and_passes_by_what_is_no_position(kernels: Any) -> None:
     check(kernels.complement_cuda, case(1, 2, 10, 90, 33))
-    c = case(2, 1, 4, 20, 20)
-    c["index"][0, :2] = [20, -7]
-    check(kernels.complement_cuda, c)
+    for N in (20, 512):  # at 512 the bit of position N would be in the word behind the last
+        for limit in ({}, {"smem_per_block": 16}):
+            c = case(2, 1, 4, N, N)
+            c["index"][0, :2] = [N, -7]
+            check(kernels.complement_cuda, c | limit)
 
 
 @pytest.mark.parametrize("level", range(3), ids=["baseline", "avx2", "avx512"])

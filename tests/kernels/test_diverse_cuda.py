@@ -110,6 +110,12 @@ def test_diverse_candidates_and_first(kernels: Any, variant: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=IDS)
+def test_diverse_first_is_the_first_token_the_last_or_none(kernels: Any, variant: dict[str, Any]) -> None:
+    first = np.array([0, 33, 34, 2**40], dtype=np.int64)  # the last two name no token: the published start
+    check(kernels, exact(5, 4, 34, 16, "euclidean"), K=9, metric="euclidean", first=first, **variant)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=IDS)
 def test_diverse_duplicates_and_zero_rows(kernels: Any, variant: dict[str, Any]) -> None:
     x = exact(6, 1, 45, 32, "cosine")
     x[:, 10:20] = x[:, 3:4]  # distance exactly 0
