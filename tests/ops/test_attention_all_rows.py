@@ -8,19 +8,13 @@ from typing import Any
 import pytest
 import tokensieve as ts
 import torch
-from reference.compare import assert_equal, assert_scores
+from ops.test_attention_scores import check
+from reference.compare import assert_equal
 from reference.inputs import FLOATS, normal, queries_and_keys, seeded
 from same_bits import on_any_threads
-from torch import Tensor
 
 ROWS = ("mean", "sum", "max", "visible_mean", None)
 HEADS = ("mean", "sum", "max", None)
-
-
-def check(query: Tensor, key: Tensor, what: str = "", **options: Any) -> tuple[Tensor, Tensor]:
-    got, lse = ts.attention_scores(query, key, **options, return_lse=True)
-    assert_scores(got, lse, query, key, what, **options)
-    return got, lse
 
 
 @pytest.mark.parametrize("activation", ["softmax", "logit", "sigmoid"])

@@ -12,17 +12,11 @@ import torch
 from reference import merge as reference
 from reference.compare import assert_equal
 from reference.inputs import FLOATS, integer, log_uniform, normal, seeded
+from reference.pool import near
 from same_bits import on_every_level
 from torch import Tensor
 
-ROUNDING = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 KINDS = (("mean", False), ("mean", True), ("sum", False), ("sum", True), ("amax", False))
-
-
-def near(got: Tensor, want: Tensor, dtype: torch.dtype, what: str = "", slack: float = 1.0) -> None:
-    scale = max(1.0, float(want.detach().abs().max()) if want.numel() else 0.0)
-    tolerance = slack * ROUNDING[dtype]
-    torch.testing.assert_close(got.double().cpu(), want.cpu(), rtol=tolerance, atol=tolerance * scale, msg=lambda m: f"{what}: {m}")
 
 
 def random_labels(seed: int, B: int, N: int, rows: int, device: str) -> Tensor:

@@ -12,10 +12,11 @@ from transformers.masking_utils import create_causal_mask
 
 from .. import ops
 from ..methods.base import DecoderMethod, EncoderMethod, Method, Stage
+from ..methods.positions import token_mask
 from ..methods.views import StageView
 from .call import Call, Record
 from .capture import listen
-from .drop import AllRows, Dropped, Rows, counted, drop, drop_marked, project, put_back, rank_held, reordered, shown
+from .drop import AllRows, Dropped, Rows, counted, drop, drop_marked, project, put_back, rank_held, reordered
 from .held import CacheState, Held, mask_of
 from .images import ImageSource
 from .layout import Chunk, Prompt, Run, read_chunk, square_of
@@ -262,7 +263,7 @@ class DecoderSieve:
             index = method.select(view)
             if index is None:
                 return None
-            marks = shown(index, chunk.size) & view.image_mask
+            marks = token_mask(index, chunk.size) & view.image_mask
             keep = counted(method, marks, keep)
         new = method.replace(view, index)
         if new is not None:

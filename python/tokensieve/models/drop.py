@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from ..methods.base import DecoderMethod
+from ..methods.positions import token_mask
 from ..methods.step import IGNORE, answer_rows, prune_ragged, prune_span, select_sequence
 from ..ops import _debug
 from .held import Held, mask_of
@@ -126,7 +127,7 @@ def drop(
         uniform = False
     if method.masking:
         columns = step.tensors[0].masked_fill(step.index < 0, -1)
-        return hidden, replace(chunk, valid=shown(step.index, chunk.size), dropped=True, shown=list(keep)), columns, step.index
+        return hidden, replace(chunk, valid=token_mask(step.index, chunk.size), dropped=True, shown=list(keep)), columns, step.index
     after = _shorter(chunk, step.index, dict(zip(extra, step.tensors[1:])), keep, cut, uniform)
     if cut != totals and any(c < t for c, t in zip(cut, totals)):  # a cut may have taken image tokens: count them again
         after = _reread(after)
@@ -219,13 +220,7 @@ def rank_held(method: DecoderMethod, held: Held, chunk: Chunk, query: Tensor, ke
     options: Any = {"image_mask": image, "valid_mask": image | text, "normalize": method.normalize}
     options["query_positions"] = rows.positions(key.shape[2] - chunk.size)
     step = prune_ragged(query, key, [image], totals, **options)
-    return shown(step.index, key.shape[2])
-
-
-def shown(index: Tensor, size: int) -> Tensor:
-    """(B, K) positions, -1 on pads -> (B, size) bool."""
-    marks = torch.zeros(index.shape[0], size + 1, dtype=torch.bool, device=index.device)
-    return marks.scatter_(1, torch.where(index < 0, size, index), True)[:, :size]
+    return token_mask(step.index, key.shape[2])
 
 
 def _extras(method: DecoderMethod, chunk: Chunk) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
 from ..methods.base import EncoderMethod
-from ..methods.positions import to_device
+from ..methods.positions import to_device, token_mask
 from ..methods.views import Attention, ImageView
 from ..ops import _debug
 from .capture import listen
@@ -223,7 +223,7 @@ class VisionSieve:
             indices.append(index)
             made.append(_spread(new, index, N))
             first += n
-        chosen = _joined([_mark(index, N) for index in indices]).flatten()
+        chosen = _joined([token_mask(index, N) for index in indices]).flatten()
         if not self.anyres and not self.places:
             return chosen, None, None
         where = to_device(self._numbers(), place.device)  # once a prompt; the packing itself reads image sizes on the host
@@ -260,7 +260,7 @@ class VisionSieve:
             index, new = _ask(self.method, view, length)
             if index is None:
                 return torch.ones_like(place, dtype=torch.bool), None, None
-            flags.append(_mark(index, length).flatten())
+            flags.append(token_mask(index, length).flatten())
             rank.append(_rank(index, length).flatten())
             spread = _spread(new, index, length)
             made.append(part.flatten(0, 1) if spread is None else spread.flatten(0, 1))
@@ -308,12 +308,6 @@ def _ask(method: EncoderMethod, view: ImageView, N: int) -> tuple[Any, Tensor | 
     if index is not None and (index.device.type == "cpu" or _debug.enabled) and index.numel() and int(index.max()) >= N:
         raise ValueError(f"tokensieve.sieve: {type(method).__name__}'s select must give positions below {N}, got {int(index.max())}")
     return index, None if index is None else method.replace(view, index)
-
-
-def _mark(index: Tensor, N: int) -> Tensor:
-    """(R, T) kept patches, -1 padded -> (R, N) bool."""
-    marks = torch.zeros(index.shape[0], N + 1, dtype=torch.bool, device=index.device)
-    return marks.scatter_(1, torch.where(index < 0, N, index), True)[:, :N]
 
 
 def _rank(index: Tensor, N: int) -> Tensor:
