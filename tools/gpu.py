@@ -202,8 +202,8 @@ def steps(runner: Runner, arch: str, jobs: int) -> None:
     me, python = [sys.executable, str(Path(__file__).resolve())], sys.executable
     archs = {"TOKENSIEVE_CUDA_ARCHS": arch, "TOKENSIEVE_WITH_CUDA": "ON"}
     runner.group(
-        Step("build", [python, "tools/build.py", "--jobs", str(jobs)], 150, environment=archs),
-        Step("build-conformance", conformance_command(arch), 150),
+        Step("build", [python, "tools/build.py", "--jobs", str(jobs)], 200, environment=archs),
+        Step("build-conformance", conformance_command(arch), 200),
     )
     runner.group(
         Step("conformance", [str(CONFORMANCE)], 20, needs=("build-conformance",)),
