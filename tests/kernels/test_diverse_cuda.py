@@ -115,6 +115,15 @@ def test_diverse_first_is_the_first_token_the_last_or_none(kernels: Any, variant
     check(kernels, exact(5, 4, 34, 16, "euclidean"), K=9, metric="euclidean", first=first, **variant)
 
 
+def test_diverse_more_tokens_than_a_block_has_registers_for(kernels: Any) -> None:
+    """More than 8 tokens a thread: their distances live in the workspace. Duplicates are picked too, last, by index."""
+    x = exact(3, 1, 530, 2, "euclidean")  # 25 different rows
+    candidates = np.random.default_rng(3).random((1, 530)) < 0.1
+    for order in ("pick", "position"):
+        check(kernels, x, K=60, metric="euclidean", candidates=candidates, order=order, threads=64)
+    check(kernels, exact(4, 1, 530, 16, "euclidean"), K=12, metric="euclidean", threads=64)
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=IDS)
 def test_diverse_duplicates_and_zero_rows(kernels: Any, variant: dict[str, Any]) -> None:
     x = exact(6, 1, 45, 32, "cosine")
