@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from reference.inputs import randn
 from tokensieve import methods
 from tokensieve.methods import aim, atp_llava, atp_thresholds, dart, dyvte, feather, lscene, raters, sparsevlm, var_sink, videollm_mod
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def attention(query: Tensor, key: Tensor, visible: Tensor | None = None, temperature: float = 1.0) -> Tensor:

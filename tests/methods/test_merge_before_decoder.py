@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from methods.test_merge_methods import randn
 from reference import merge_methods as reference
+from reference.inputs import randn
 from tokensieve.methods import AIMMerge, PruMerge, PruMergePlus, VisionZip, aim_merge, prumerge, visionzip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from reference import merge_methods as reference
+from reference.inputs import randn
 from tokensieve import ops
 from tokensieve.methods import (
     AIMMerge,
@@ -33,10 +34,6 @@ from tokensieve.methods import (
     turbo,
 )
 from torch import Tensor
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def rows(groups: list[list[int]], N: int) -> tuple[list[int], list[int]]:

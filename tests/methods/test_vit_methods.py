@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference.inputs import randn
 from tokensieve import ops
 from tokensieve.methods import ATS, AViT, DynamicViT, IARed2, ToPViM
 from tokensieve.methods import ats as ats_step
@@ -15,10 +16,6 @@ from tokensieve.methods import dynamicvit as dynamicvit_step
 from tokensieve.methods import ia_red2 as ia_red2_step
 from tokensieve.methods import topvim as topvim_step
 from torch import Tensor, nn
-
-
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(

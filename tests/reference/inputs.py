@@ -17,6 +17,10 @@ def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.f
     return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype).to(device)
 
 
+def randn(seed: int, *shape: int) -> Tensor:
+    return normal(seeded(seed), *shape)
+
+
 def integer(generator: torch.Generator, low: int, high: int) -> int:
     """Uniform in [low, high]."""
     return int(torch.randint(low, high + 1, (), generator=generator))
