@@ -86,6 +86,37 @@ std::vector<Tensor> gather_tokens(const std::vector<Tensor>& tensors, const Tens
   return out;
 }
 
+// Whether `bytes` at `begin` meet a token of rows [B, N, M, W] of which each batch row is taken for one stretch: out may stand between two.
+inline bool meets(const char* begin, int64_t bytes, const GatherTensor& rows, int64_t B, int64_t N) {
+  if (bytes == 0 || N == 0 || rows.segment_bytes == 0 || rows.segments == 0) return false;
+  const int64_t extent = (N - 1) * rows.stride_n + (rows.segments - 1) * rows.stride_m + rows.segment_bytes;
+  const char* first = static_cast<const char*>(rows.src);
+  for (int64_t b = 0; b < B; ++b) {
+    const char* row = first + b * rows.stride_b;
+    if (row < begin + bytes && begin < row + extent) return true;
+  }
+  return false;
+}
+
+// A launch reads its inputs while it writes, so what it writes must be nothing that it, or a launch behind it, reads or writes.
+inline void check_apart(const char* op, const std::vector<GatherTensor>& views, const GatherParams& p) {
+  GatherTensor index;
+  index.src = p.index, index.stride_b = p.index_stride * 8, index.stride_n = index.segment_bytes = 8;
+  for (size_t i = 0; i < views.size(); ++i) {
+    const char* begin = static_cast<const char*>(views[i].dst);
+    const int64_t bytes = p.B * p.K * views[i].segments * views[i].segment_bytes;
+    for (size_t j = 0; j < views.size(); ++j) {
+      const char* other = static_cast<const char*>(views[j].dst);
+      const int64_t other_bytes = p.B * p.K * views[j].segments * views[j].segment_bytes;
+      if (meets(begin, bytes, views[j], p.B, p.N)) fail(op, "out[", i, "] must share no memory with tensors[", j, "], got one that does");
+      if (j < i && begin < other + other_bytes && other < begin + bytes) {
+        fail(op, "out[", i, "] must share no memory with out[", j, "], got one that does");
+      }
+    }
+    if (meets(begin, bytes, index, p.B, p.K)) fail(op, "out[", i, "] must share no memory with index, got one that does");
+  }
+}
+
 template <typename Backend>
 void gather_tokens_out(const std::vector<Tensor>& tensors, const Tensor& index, const std::vector<Tensor>& out) {
   const char* op = "gather_tokens_out";
@@ -98,8 +129,11 @@ void gather_tokens_out(const std::vector<Tensor>& tensors, const Tensor& index, 
     if (!same) fail(op, "out must be contiguous, of the dtype of tensors and of shape (B, K, ...), got shape ", shape_of(out[i]));
     check_same_device(op, "out", out[i], index);
   }
+  const GatherParams p = index_params(op, index, tensors[0].size(0), tensors[0].size(1));
+  const std::vector<GatherTensor> views = gather_views(op, tensors, out);
+  check_apart(op, views, p);
   typename Backend::Guard guard(index);
-  run_gather<Backend>(op, tensors, index, out);
+  for_each_batch_of_tensors(p, views, [&](const GatherParams& batch) { raise(op, Backend::gather(batch, index)); });
 }
 
 template <typename Backend>

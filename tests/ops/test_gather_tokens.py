@@ -252,3 +252,40 @@ def test_forward_mode_tangents_are_refused() -> None:
         torch.func.jvp(lambda t: ts.prune_tokens(query, key, [t], 2).tensors[0], (x,), (torch.ones_like(x),))
     doubled, tangent = torch.func.jvp(lambda t: ts.gather_tokens(x, index) + 2 * t[:, :2], (x,), (torch.ones_like(x),))
     assert doubled.shape == tangent.shape == (1, 2, 3)  # a tensor without a tangent is no problem
+
+
+def test_gather_tokens_out_refuses_memory_that_it_reads_or_writes_twice() -> None:
+    """The rows that it would read might be those that it has just written."""
+    room = torch.zeros(400)
+    x, index = room[:120].view(2, 10, 6), torch.tensor([[0, 1, 2], [3, 4, 5]])
+    for begin, meets in ((0, True), (84, True), (119, True), (120, False)):
+        out = room[begin : begin + 36].view(2, 3, 6)
+        if meets:
+            rule = r"^tokensieve\.gather_tokens_out: out\[0\] must share no memory with tensors\[0\], got one that does"
+            with pytest.raises(ValueError, match=rule):
+                ts.gather_tokens_out([x], index, [out])
+        else:
+            ts.gather_tokens_out([x], index, [out])
+    rows = room[:320].view(2, 160)[:, :60].unflatten(1, (10, 6))  # 100 elements lie between the two rows
+    ts.gather_tokens_out([rows], index, [room[60:96].view(2, 3, 6)])
+    with pytest.raises(ValueError, match=r"out\[0\] must share no memory with tensors\[0\]"):
+        ts.gather_tokens_out([rows], index, [room[125:161].view(2, 3, 6)])
+    first, second = room[200:236].view(2, 3, 6), room[235:271].view(2, 3, 6)
+    with pytest.raises(ValueError, match=r"^tokensieve\.gather_tokens_out: out\[1\] must share no memory with out\[0\], got"):
+        ts.gather_tokens_out([x, x], index, [first, second])
+    ids = torch.arange(100) % 3
+    with pytest.raises(ValueError, match=r"^tokensieve\.gather_tokens_out: out\[0\] must share no memory with index, got"):
+        ts.gather_tokens_out([ids[:20].view(2, 10)], ids[50:56].view(2, 3), [ids[55:61].view(2, 3)])
+    ts.gather_tokens_out([x[:, :, :0]], index, [x[:, :3, :0].contiguous()])  # nothing is written
+
+
+def test_gather_tokens_out_refuses_gradients() -> None:
+    x, index, out = make(1, 1, 4, 3), torch.tensor([[0, 2]]), torch.empty(1, 2, 3)
+    leaf = x.clone().requires_grad_()
+    with pytest.raises(ValueError, match=r"^tokensieve\.gather_tokens_out: tensors\[0\] must require no gradient .*got requires_grad=True"):
+        ts.gather_tokens_out([leaf], index, [out])
+    with pytest.raises(ValueError, match=r"^tokensieve\.gather_tokens_out: out\[0\] must require no gradient"):
+        ts.gather_tokens_out([x], index, [out.clone().requires_grad_()])
+    with torch.no_grad():
+        ts.gather_tokens_out([leaf], index, [out])
+    assert_equal(out, x[:, [0, 2]])

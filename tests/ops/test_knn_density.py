@@ -227,6 +227,9 @@ BAD = [
     (lambda x: ts.cluster_tokens(x, 0), ValueError, r"cluster_tokens: clusters must be in \[1, N=10\], got 0"),
     (lambda x: ts.cluster_tokens(x, 11), ValueError, r"cluster_tokens: clusters must be in \[1, N=10\], got 11"),
     (lambda x: ts.cluster_tokens(x, 2.5), TypeError, r"cluster_tokens: clusters must be an int, got float"),
+    (lambda x: ts.cluster_tokens(x[..., ::2], 2), ValueError, r"cluster_tokens: x must be contiguous .* got stride 2"),
+    (lambda x: ts.cluster_tokens(x, 2, k=11), ValueError, r"cluster_tokens: k must be in \[1, N=10\], got 11"),
+    (lambda x: ts.nearest_center(x, torch.zeros(2, 4).long()[:, ::2]), ValueError, r"centers must be contiguous, got strides \(4, 2\)"),
     (lambda x: ts.cluster_tokens([1], 2), TypeError, r"cluster_tokens: x must be a torch.Tensor, got list"),
 ]  # fmt: skip
 

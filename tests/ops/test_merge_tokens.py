@@ -308,7 +308,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "plan M": (
         lambda: ts.merge_tokens(X, Plan(PLAN.index[:, :2], PLAN.inverse)),
         ValueError,
-        r"inverse must be in \[-1, M=2\), got 2 at \(0, 5\)",
+        r"plan.inverse must be in \[-1, M=2\), got 2 at \(0, 5\)",
     ),
     "index range": (
         lambda: ts.merge_tokens(X, Plan(PLAN.index + 1, PLAN.inverse)),
@@ -323,7 +323,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "inverse low": (
         lambda: ts.merge_tokens(X, Plan(PLAN.index, PLAN.inverse - 1)),
         ValueError,
-        r"inverse must be in \[-1, M=3\), got -2 at \(0, 4\)",
+        r"plan.inverse must be in \[-1, M=3\), got -2 at \(0, 4\)",
     ),
     "inverse dtype": (
         lambda: ts.merge_tokens(X, Plan(PLAN.index, PLAN.inverse.int())),

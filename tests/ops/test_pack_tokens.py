@@ -86,6 +86,8 @@ def test_pack_tokens_returns_what_it_was_given(device: str) -> None:
     assert isinstance(ts.unpack_tokens(packed.tensors, packed.slots), Tensor)
     assert isinstance(ts.pack_tokens([x], index, 4).tensors, tuple)
     assert isinstance(ts.unpack_tokens([packed.tensors], packed.slots), tuple)
+    every_second = packed.slots.repeat_interleave(2, 1)[:, ::2]
+    assert_equal(ts.unpack_tokens(packed.tensors, every_second), ts.unpack_tokens(packed.tensors, packed.slots))
 
 
 def test_pack_tokens_and_back_with_scatter(device: str) -> None:

@@ -71,7 +71,7 @@ def test_unmerge_tokens_gradient_of_half_precision_is_summed_in_float32(device: 
 
 
 def test_unmerge_and_trace_bad_input() -> None:
-    with pytest.raises(ValueError, match=r"^tokensieve\.unmerge_tokens: inverse must be in \[-1, M=2\), got 2 at \(0, 5\)"):
+    with pytest.raises(ValueError, match=r"^tokensieve\.unmerge_tokens: plan.inverse must be in \[-1, M=2\), got 2 at \(0, 5\)"):
         ts.unmerge_tokens(X[:, :2], PLAN)
     with pytest.raises(TypeError, match=r"^tokensieve\.unmerge_tokens: plan must be a MergePlan"):
         ts.unmerge_tokens(X, None)  # type: ignore[arg-type]

@@ -27,10 +27,19 @@ def explain(error: Exception, check: Callable[..., None], *arguments: Any) -> No
 
     The arguments of the check come apart from it: a lambda would make every argument of the op a cell, at 20 ns each in a good call.
     """
+    if isinstance(error, RuntimeError):
+        _explain_vmap(str(error))
     check(*arguments)
     if isinstance(error, RuntimeError) and str(error).startswith("tokensieve."):
         raise ValueError(str(error)) from None
     raise error
+
+
+def _explain_vmap(text: str) -> None:
+    """torch runs an op sample by sample under vmap, but not one that takes a list of tensors; the checks cannot read those either."""
+    if text.startswith("Batching rule not implemented for tokensieve::"):
+        op = text.split("tokensieve::")[1].split(".")[0]
+        bad_value(op, "tensors must not be those of torch.func.vmap, got a batched one; every op takes a batch: fold the dimension into B")
 
 
 def bad_value(op: str, text: str) -> NoReturn:
@@ -131,12 +140,14 @@ def token_tensors(op: str, tensors: Any, B: int, N: int, reference_name: str, re
         if t.dim() < 2 or t.shape[0] != B or t.shape[1] != N:
             bad_value(op, f"{name} must be (B={B}, N={N}, ...), got shape {shape(t)}")
         same_device(op, name, t, reference_name, reference)
-        if not segments_of_contiguous(t):
-            bad_value(
-                op,
-                f"{name} must have at most one strided axis over contiguous elements after (B, N), "
-                f"got shape {shape(t)} with strides {tuple(t.stride())}; call .contiguous()",
-            )
+        token_layout(op, name, t)
+
+
+def token_layout(op: str, name: str, t: Tensor) -> None:
+    """`t` is (B, N, ...) whose trailing axes are M segments of contiguous elements."""
+    if not segments_of_contiguous(t):
+        rule = f"{name} must have at most one strided axis over contiguous elements after (B, N)"
+        bad_value(op, f"{rule}, got shape {shape(t)} with strides {tuple(t.stride())}; call .contiguous()")
 
 
 def segments_of_contiguous(t: Tensor) -> bool:

@@ -7,6 +7,7 @@ from types import TracebackType
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import _checks
 
@@ -46,8 +47,8 @@ class debug_checks:
 
 
 def readable(t: object) -> bool:
-    """Whether t has values to check: a meta tensor, and one that torch.compile traces, has none."""
-    return isinstance(t, Tensor) and not t.is_meta and not torch.compiler.is_compiling()
+    """Whether t has values to check: a meta or fake tensor, and one that torch.compile traces, has none."""
+    return isinstance(t, Tensor) and not t.is_meta and not isinstance(t, FakeTensor) and not torch.compiler.is_compiling()
 
 
 def _first(mask: Tensor) -> tuple[int, ...]:
@@ -129,4 +130,4 @@ def centers(op: str, index: Tensor, N: int) -> None:
         where = _first(wrong)
         _checks.bad_value(op, f"centers must be in [0, N={N}), got {int(index[where])} at {where}")
     if enabled:
-        indices(op, index, N)
+        indices(op, index, N, "centers")

@@ -59,11 +59,15 @@ def knn_density(x: Tensor, k: int, *, noise: Tensor | None = None, mask: Tensor 
         >>> distance
         tensor([[1.0000, 9.0000, 0.5000, 7.5000]])
     """
+    return _measure("knn_density", x, k, noise, mask)
+
+
+def _measure(op: str, x: Tensor, k: int, noise: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     try:
         _checks.no_bools(k)
         density, distance = _density(x, k, noise, mask)
     except Exception as error:
-        explain(error, check_density, x, k, noise, mask)
+        explain(error, check_density, op, x, k, noise, mask)
     return density, distance
 
 
@@ -131,14 +135,13 @@ def cluster_tokens(x: Tensor, clusters: int, *, k: int = 5, noise: Tensor | None
     _checks.integer(op, "clusters", clusters)
     if not 1 <= clusters <= x.shape[1]:
         _checks.bad_value(op, f"clusters must be in [1, N={x.shape[1]}], got {clusters}")
-    density, distance = knn_density(x, k, noise=noise, mask=mask)
+    density, distance = _measure(op, x, k, noise, mask)
     index = select_topk(density * distance, clusters, order="score")
     return Clusters(index, nearest_center(x, index), density, distance)
 
 
-def check_density(x: Any, k: Any, noise: Any, mask: Any) -> None:
+def check_density(op: str, x: Any, k: Any, noise: Any, mask: Any) -> None:
     """Raises the rule that these arguments break, if any."""
-    op = "knn_density"
     _checks.tensor(op, "x", x, 3, "(B, N, C)", _checks.FLOATS)
     _checks.contiguous_last(op, "x", x)
     B, N, _ = x.shape
@@ -150,7 +153,7 @@ def check_density(x: Any, k: Any, noise: Any, mask: Any) -> None:
         _checks.exact_shape(op, "noise", noise, (B, N), "(B, N)")
         _checks.same_device(op, "noise", noise, "x", x)
         if not noise.is_contiguous():
-            _checks.bad_value(op, "noise must be contiguous; call .contiguous()")
+            _checks.bad_value(op, f"noise must be contiguous, got strides {noise.stride()}; call .contiguous()")
     if mask is not None:
         _checks.token_mask(op, "mask", mask, "x", x)
 
@@ -165,7 +168,7 @@ def check_centers(x: Any, centers: Any) -> None:
         _checks.bad_value(op, f"centers must be (B={x.shape[0]}, K), got shape {_checks.shape(centers)}")
     _checks.same_device(op, "centers", centers, "x", x)
     if not centers.is_contiguous():
-        _checks.bad_value(op, "centers must be contiguous; call .contiguous()")
+        _checks.bad_value(op, f"centers must be contiguous, got strides {centers.stride()}; call .contiguous()")
 
 
 def _explain_centers(x: Any, centers: Any) -> None:
@@ -176,7 +179,7 @@ def _explain_centers(x: Any, centers: Any) -> None:
 
 @torch.library.register_fake("tokensieve::knn_density")
 def _fake_density(x: Tensor, k: int, noise: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    check_density(x, k, noise, mask)
+    check_density("knn_density", x, k, noise, mask)
     density = x.new_empty(x.shape[:2], dtype=torch.float32)
     return density, torch.empty_like(density)
 

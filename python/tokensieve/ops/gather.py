@@ -71,9 +71,9 @@ def gather_tokens_out(tensors: Sequence[Tensor], index: Tensor, out: Sequence[Te
 
     Raises:
         TypeError: a dtype or a Python type that is not taken.
-        ValueError: a shape, device or stride that breaks a rule above.
+        ValueError: a shape, device, stride, (CPU) index or memory that breaks a rule above.
 
-    Not differentiable.
+    Not differentiable: a tensor that requires a gradient is refused while gradients are recorded.
 
     Example:
         >>> import torch, tokensieve as ts
@@ -85,6 +85,8 @@ def gather_tokens_out(tensors: Sequence[Tensor], index: Tensor, out: Sequence[Te
     try:
         if _debug.enabled and _debug.readable(index):
             _debug.indices("gather_tokens_out", index, tensors[0].shape[1])
+        if torch.is_grad_enabled():
+            _refuse_gradients(tensors, out)
         _op_out(tensors, index, out)
         if not torch.compiler.is_compiling():
             for t in out:
@@ -92,6 +94,15 @@ def gather_tokens_out(tensors: Sequence[Tensor], index: Tensor, out: Sequence[Te
                     increment_version(t)  # or autograd would not see that a tensor it saved was overwritten
     except Exception as error:
         explain(error, _explain_out, tensors, index, out)
+
+
+def _refuse_gradients(tensors: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """The graph would end here in silence, as torch's own out= functions say too."""
+    for name, given in (("tensors", tensors), ("out", out)):
+        for i, t in enumerate(given):
+            if t.requires_grad:
+                rule = f"{name}[{i}] must require no gradient (this op has none); call it under torch.no_grad() or use gather_tokens"
+                _checks.bad_value("gather_tokens_out", f"{rule}, got requires_grad=True")
 
 
 def _explain(op: str, tensors: Any, index: Any) -> None:

@@ -132,7 +132,7 @@ def check_match_arguments(metric: Any, r: Any, sources: Any, targets: Any, keep:
         _checks.exact_shape(op, "bias", bias, (B, S), "(B, S)")
         _checks.same_device(op, "bias", bias, "metric", metric)
         if not bias.is_contiguous():
-            _checks.bad_value(op, "bias must be contiguous; call .contiguous()")
+            _checks.bad_value(op, f"bias must be contiguous, got strides {bias.stride()}; call .contiguous()")
     if candidates is not None:
         _checks.tensor(op, "candidates", candidates, 2, "(B, N)", (torch.bool,))
         _checks.exact_shape(op, "candidates", candidates, (B, N), "(B, N)")

@@ -105,7 +105,7 @@ def _plan_values(index: Tensor, inverse: Tensor) -> None:
     """Raises where index and inverse are out of range or do not belong together."""
     op, M = "merge_tokens", index.shape[1]
     _debug.positions(op, index, inverse.shape[1])
-    _debug.rows(op, "inverse", inverse, M, "M")
+    _debug.rows(op, "plan.inverse", inverse, M, "M")
     if not inverse.shape[1]:
         return
     back = inverse.gather(1, index.clamp(min=0))
@@ -273,7 +273,7 @@ def _explain_unmerge(tensors: Any, plan: Any) -> None:
     _check_plan("unmerge_tokens", plan)
     check_unmerge(tensors, plan.inverse)
     if plan.inverse.device.type == "cpu":
-        _debug.rows("unmerge_tokens", "inverse", plan.inverse, tensors[0].shape[1], "M")
+        _debug.rows("unmerge_tokens", "plan.inverse", plan.inverse, tensors[0].shape[1], "M")
 
 
 def check_unmerge(tensors: Any, inverse: Any) -> None:

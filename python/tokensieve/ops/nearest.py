@@ -120,10 +120,12 @@ def check_nearest(x: Any, metric: Any, centers: Any, weights: Any, neighbors: An
     _checks.tensor(op, "x", x, dtypes=FLOATS)
     if x.dim() < 2:
         _checks.bad_value(op, f"x must be (B, N, ...), got shape {_checks.shape(x)}")
+    _checks.token_layout(op, "x", x)
     _checks.tensor(op, "metric", metric, 3, "(B, N, D)", FLOATS)
     if metric.shape[:2] != x.shape[:2]:
         _checks.bad_value(op, f"metric must be (B={x.shape[0]}, N={x.shape[1]}, D), got shape {_checks.shape(metric)}")
     _checks.same_device(op, "metric", metric, "x", x)
+    _checks.contiguous_last(op, "metric", metric)
     _checks.tensor(op, "centers", centers, 2, "(B, K)", (torch.int64,))
     if centers.shape[0] != x.shape[0]:
         _checks.bad_value(op, f"centers must be (B={x.shape[0]}, K), got shape {_checks.shape(centers)}")

@@ -115,7 +115,7 @@ def unpack_tokens(packed: Tensor | Sequence[Tensor], slots: Tensor) -> Tensor | 
     single = isinstance(packed, Tensor)
     items: Any = [packed] if single else packed
     try:
-        found = gather_tokens([t[None] for t in items], slots.reshape(1, slots.shape[0] * slots.shape[1]))
+        found = gather_tokens([t[None] for t in items], slots.reshape(1, slots.shape[0] * slots.shape[1]).contiguous())
     except Exception as error:
         explain(error, check_unpack, items, slots)
     out = tuple(t.view(*slots.shape, *t.shape[2:]) for t in found)

@@ -154,12 +154,7 @@ def _check_x(op: str, x: Any, dtypes: tuple[torch.dtype, ...]) -> None:
     _checks.tensor(op, "x", x, dtypes=dtypes)
     if x.dim() < 2:
         _checks.bad_value(op, f"x must be (B, N, ...), got shape {_checks.shape(x)}")
-    if not _checks.segments_of_contiguous(x):
-        _checks.bad_value(
-            op,
-            f"x must have at most one strided axis over contiguous elements after (B, N), "
-            f"got shape {_checks.shape(x)} with strides {tuple(x.stride())}; call .contiguous()",
-        )
+    _checks.token_layout(op, "x", x)
 
 
 def _check_weights(op: str, weights: Any, x: Tensor) -> None:
