@@ -151,7 +151,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "x dtype": (lambda: ts.merge_into_nearest(X.long(), X, C), TypeError, r"x must be float32 or float16 or bfloat16, got int64"),
     "x rank": (lambda: ts.merge_into_nearest(X[0, 0], X, C), ValueError, r"x must be \(B, N, ...\), got shape \(4,\)"),
     "metric": (lambda: ts.merge_into_nearest(X, X[:, :5], C), ValueError, r"metric must be \(B=2, N=6, D\), got shape \(2, 5, 4\)"),
-    "metric strides": (lambda: ts.merge_into_nearest(X.mT.contiguous(), X.mT, C % 4), ValueError, r"metric must be contiguous .* got stride 4"),
+    "metric strides": (lambda: ts.merge_into_nearest(X.mT.contiguous(), X.mT, C % 4), ValueError, r"metric must be contiguous"),
     "centers dtype": (lambda: ts.merge_into_nearest(X, X, C.int()), TypeError, r"centers must be int64, got int32"),
     "centers batch": (lambda: ts.merge_into_nearest(X, X, C[:1]), ValueError, r"centers must be \(B=2, K\), got shape \(1, 2\)"),
     "centers none": (lambda: ts.merge_into_nearest(X, X, C[:, :0]), ValueError, r"centers must hold at least one token a row, got none"),
