@@ -16,4 +16,4 @@ def _run(case: Case) -> dict[str, Any]:
     return {"scores": fusion_scores(*inputs), "output": fuse(*(v.float() for v in inputs), x["emb2"], method)}
 
 
-ADEMVL_SET = Adapter("ademvl", ("x", "image_embeds", "emb1", "emb2"), _run, {"drop": 0.1}, atol=1e-5)
+ADEMVL_SET = Adapter("ademvl", ("x", "image_embeds", "emb1", "emb2"), _run, {"drop": 0.1}, atol=1e-5, normwise=True)

@@ -41,7 +41,8 @@ class Adapter:
 
     `inputs` are names of the arrays that it takes, prefixes that end in a dot, or patterns such as "l*_q"; `run` returns outputs by array
     name. `defaults` are the official values of parameters that a file may leave out; `skipped` says why an array is not produced. `half`
-    allows float16 and bfloat16 where the file's inputs are exact in them. `rtol`, `atol` are for float32 outputs.
+    allows float16 and bfloat16 where the file's inputs are exact in them. `rtol`, `atol` are for float32 outputs; `normwise`: atol is a
+    share of the output's largest value, for sums of large terms that cancel, where what is left has the rounding of the largest.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Adapter:
     needs: str | None = None  # a module that may be missing on a machine with torch and numpy only
     rtol: float = 1e-5
     atol: float = 1e-6
+    normwise: bool = False
 
     def params(self, given: dict[str, Any]) -> dict[str, Any]:
         """A file's parameters: counts that were written as 16.0 are ints, what is missing has its official value."""

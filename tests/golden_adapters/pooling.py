@@ -48,5 +48,5 @@ def _leopard(case: Case) -> dict[str, Any]:
 
 
 LLAVOLTA = Adapter("llavolta", ("hidden", "position_ids", "image_features"), _llavolta, half=False)
-LLAVA_OV_POOL = Adapter("llava_ov_pool", ("features",), _llava_ov_pool, half=False)
+LLAVA_OV_POOL = Adapter("llava_ov_pool", ("features",), _llava_ov_pool, half=False, normwise=True)
 LEOPARD = Adapter("leopard", ("image_sizes", "features"), _leopard, half=False)
