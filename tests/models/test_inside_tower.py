@@ -168,3 +168,20 @@ def test_what_does_not_fit_says_so() -> None:
         for other in (model, model.model.vision_tower):
             with pytest.raises(RuntimeError, match="already inside a sieve"), ts.sieve(other, EViT(layers=(1,))):
                 pass
+
+
+@pytest.mark.parametrize("tower", ["siglip", "dinov2"])
+def test_other_towers_inside_llava(tower: str) -> None:
+    """SigLIP has no CLS (strategy "full"); DINOv2 has one, and its features pass a layer norm."""
+    model, x = llava(tower=tower), llava_inputs(2)
+    with torch.no_grad():
+        plain = model(**x).logits
+        with ts.sieve(model, ToMe(r=0)):
+            assert torch.equal(model(**x).logits, plain)
+        with ts.sieve(model, ToMe(r=2)) as run:
+            got = model(**x).logits
+        assert torch.equal(model(**x).logits, plain)
+    kept = [k.tolist() for k in run.kept[0][0]]
+    assert all(0 < len(k) < 16 and k == sorted(set(k)) for k in kept)
+    assert got.shape[1] == plain.shape[1] - 32 + sum(map(len, kept))
+    assert got.isfinite().all()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    Dinov2Config,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
@@ -16,6 +17,7 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
+    SiglipVisionConfig,
 )
 
 IMAGE = 90  # placeholder id
@@ -54,11 +56,17 @@ def _vision() -> CLIPVisionConfig:
     return CLIPVisionConfig(hidden_size=24, intermediate_size=32, num_hidden_layers=4, num_attention_heads=3, image_size=16, patch_size=4)
 
 
-def llava(attention: str = "sdpa", kv_heads: int = 2) -> LlavaForConditionalGeneration:
+def llava(attention: str = "sdpa", kv_heads: int = 2, tower: str = "clip") -> LlavaForConditionalGeneration:
     """16 patches an image."""
     text = LlamaConfig(**TEXT, num_key_value_heads=kv_heads)
+    sizes: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "image_size": 16, "patch_size": 4}
+    towers = {"clip": _vision, "siglip": lambda: SiglipVisionConfig(**sizes, intermediate_size=32), "dinov2": lambda: Dinov2Config(**sizes)}
     config = LlavaConfig(
-        vision_config=_vision(), text_config=text, image_token_id=IMAGE, vision_feature_layer=-2, vision_feature_select_strategy="default"
+        vision_config=towers[tower](),
+        text_config=text,
+        image_token_id=IMAGE,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="full" if tower == "siglip" else "default",  # SigLIP has no CLS to drop
     )
     return _seeded(2, LlavaForConditionalGeneration, config, attention)
 
