@@ -136,17 +136,28 @@ def in_readme(row: dict[str, Any]) -> bool:
     return "B=8" not in row["case"] and row["dtype"] in (("f32",) if row["device"] == "cpu" else ("bf16", "f32"))
 
 
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| op | case | dtype | µs, median (p10-p90) | caches flushed | of the floor | peers take |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        op, case, dtype, us, spread, floor, peers, _ = cells(row)
+        cold = number(row["modes"]["cold"]["median_us"]) if "cold" in row.get("modes", {}) else ""
+        lines.append(f"| {op} | {case} | {dtype} | {us} ({spread}) | {cold} | {floor} | {peers} |")
+    return lines
+
+
 def markdown(contents: dict[str, dict[str, Any]], whole: bool = False) -> str:
-    """The measured table from the JSON of one machine: the README's choice of rows, or the whole."""
+    """The measured table from the JSON of one machine: the README's choice of rows, those without a target folded away, or the whole."""
+    rows = [row for family in README_FAMILIES for row in contents.get(family, {}).get("rows", [])]
     lines = [describe(newest(contents)) + older(contents), ""]
-    lines += ["| op | case | dtype | µs, median (p10-p90) | caches flushed | of the floor | peers take |", "|---|---|---|---|---|---|---|"]
-    for family in README_FAMILIES:
-        for row in contents.get(family, {}).get("rows", []):
-            if not whole and not in_readme(row):
-                continue
-            op, case, dtype, us, spread, floor, peers, _ = cells(row)
-            cold = number(row["modes"]["cold"]["median_us"]) if "cold" in row.get("modes", {}) else ""
-            lines.append(f"| {op} | {case} | {dtype} | {us} ({spread}) | {cold} | {floor} | {peers} |")
+    if whole:
+        lines += table(rows)
+    else:
+        rows = [row for row in rows if in_readme(row)]
+        aimed, others = [row for row in rows if row["targets"]], [row for row in rows if not row["targets"]]
+        lines += table(aimed)
+        if others:
+            lines += ["", "<details>", f"<summary>{len(others)} more rows, without a target: the prune steps of all methods, and further cases</summary>", ""]
+            lines += [*table(others), "", "</details>"]
     overhead = [row for row in contents.get("overhead", {}).get("rows", []) if "overhead_us" in row]
     if overhead:
         calls = ", ".join(f"{row['op']} {row['overhead_us']:+.1f}" for row in overhead)

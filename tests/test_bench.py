@@ -244,6 +244,9 @@ def test_report_table_markdown_and_readme(tmp_path: Path, capsys: pytest.Capture
     earlier["machine"] |= {"commit": "0123456789abcdef", "date": "2020-01-01T00:00:00"}
     assert " Measured at commit 0123456789: gather.\n" in report.markdown({"gather": earlier, **contents})
     assert "Measured at commit" not in text
+    assert "<details>" not in text
+    folded = report.markdown({"select": content([some_row(), {**some_row(), "case": "no target", "targets": []}])})
+    assert folded.index("64 numbers") < folded.index("<summary>1 more rows") < folded.index("no target") < folded.index("</details>")
     readme = tmp_path / "README.md"
     readme.write_text(f"head\n{report.BEGIN}\nold\n{report.END}\ntail\n")
     report.write_readme(readme, text)
