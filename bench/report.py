@@ -156,8 +156,8 @@ def markdown(contents: dict[str, dict[str, Any]], whole: bool = False) -> str:
         aimed, others = [row for row in rows if row["targets"]], [row for row in rows if not row["targets"]]
         lines += table(aimed)
         if others:
-            lines += ["", "<details>", f"<summary>{len(others)} more rows, without a target: the prune steps of all methods, and further cases</summary>", ""]
-            lines += [*table(others), "", "</details>"]
+            summary = f"<summary>{len(others)} more rows, without a target: the prune steps of all methods, and further cases</summary>"
+            lines += ["", "<details>", summary, "", *table(others), "", "</details>"]
     overhead = [row for row in contents.get("overhead", {}).get("rows", []) if "overhead_us" in row]
     if overhead:
         calls = ", ".join(f"{row['op']} {row['overhead_us']:+.1f}" for row in overhead)
