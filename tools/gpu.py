@@ -245,7 +245,13 @@ def steps(runner: Runner, arch: str, jobs: int) -> None:
         )
     else:
         runner.results.append(Result("compute-sanitizer", "skipped", 0.0, "not installed", ""))
-    runner.group(Step("bench", [python, "-m", "bench", "--device", "cuda"], 300, needs=("card",), partial=True))  # saves family by family
+    # The sweep on warpgroups, off until it has passed here: the same tests and rows once more.
+    wanted, sums = {"TOKENSIEVE_WGMMA": "1"}, ["tests/ops/test_attention_all_rows.py", "tests/ops/test_attention_lse.py"]
+    runner.group(Step("tests-wgmma", [*pytest, "-v", "-m", "gpu and not wheel", *sums], 60, ("conformance", "card"), few_threads | wanted))
+    bench = [python, "-m", "bench", "--device", "cuda"]
+    runner.group(Step("bench", bench, 300, needs=("card",), partial=True))  # saves family by family
+    again = [*bench, "colsum", "--no-compile", "--out", "build/gpu/bench-wgmma"]
+    runner.group(Step("bench-wgmma", again, 40, needs=("tests-wgmma",), environment=wanted, partial=True))
 
 
 def spread(jobs: int, most: int) -> list[str]:

@@ -29,6 +29,7 @@ TIMEOUT = 600  # of one test run; a mutant may spin
 
 DROPS = re.compile(
     r"(?:simt::)?(?:__syncthreads|__syncwarp|__threadfence|cluster_sync|named_barrier|cp_async_wait<[^>]*>|cp_async_commit"
+    r"|fence_async_shared|wgmma_fence|wgmma_commit|wgmma_wait<[^>]*>"
     r"|(?:warp|tile<\w+>)::sync)\([^;]*\);"
 )
 COMPARISON = re.compile(r"(?<=[\w)\]]) (<=|<|>=|>) (?=[\w(\-*&])")

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <type_traits>
@@ -46,19 +47,35 @@ void* current_stream(const Tensor& like) {
   return stream;
 }
 
+#if defined(TOKENSIEVE_SM90A)
+constexpr bool kHasWgmma = true;
+#else
+constexpr bool kHasWgmma = false;
+#endif
+std::atomic<bool> wgmma_wanted{false};
+
+void set_wgmma(bool wanted) {
+  if (wanted && !kHasWgmma) fail("set_wgmma", "this library was not built for sm_90a");
+  wgmma_wanted.store(wanted, std::memory_order_relaxed);
+}
+
 DeviceInfo device_info(const Tensor& like) {
   static std::mutex mutex;
   static std::map<int32_t, DeviceInfo> known;
   const std::lock_guard<std::mutex> lock(mutex);
   const int32_t device = device_of(like);
-  if (const auto found = known.find(device); found != known.end()) return found->second;
+  const auto with_wgmma = [](DeviceInfo info) {
+    info.wgmma = info.compute_capability == 90 && wgmma_wanted.load(std::memory_order_relaxed);
+    return info;
+  };
+  if (const auto found = known.find(device); found != known.end()) return with_wgmma(found->second);
   int major = 0, minor = 0, sms = 0, smem = 0;
   cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) fail("cuda", "cudaDeviceGetAttribute: ", cudaGetErrorString(error));
-  return known[device] = {10 * major + minor, sms, smem};
+  return with_wgmma(known[device] = {10 * major + minor, sms, smem});
 }
 
 bool is_capturing(void* stream) {
@@ -267,5 +284,7 @@ STABLE_TORCH_LIBRARY_IMPL(tokensieve, CUDA, m) {
   m.impl("nearest_center", TORCH_BOX(&nearest_center<CudaBackend>));
   m.impl("select_diverse", TORCH_BOX(&select_diverse<CudaBackend>));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(tokensieve, CompositeExplicitAutograd, m) { m.impl("set_wgmma", TORCH_BOX(&set_wgmma)); }
 
 }  // namespace tokensieve::bind

@@ -71,4 +71,5 @@ STABLE_TORCH_LIBRARY(tokensieve, m) {
   m.def("cpu_level() -> int");
   m.def("best_cpu_level() -> int");
   m.def("set_cpu_level(int level) -> ()");
+  m.def("set_wgmma(bool wanted) -> ()");  // of the CUDA library alone
 }

@@ -1,4 +1,4 @@
-// Every instruction that has no CUDA C++ name: the only inline PTX of the project, sm_80 and up. The emulated bodies are in
+// Every instruction that has no CUDA C++ name, sm_80 and up: with wgmma.h the only inline PTX of the project. The emulated bodies are in
 // testing/simt/ptx_emulated.h; testing/conformance.cu runs both against the same expectations. Include device/simt.h, not this file.
 #pragma once
 

@@ -116,3 +116,4 @@ Status launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, voi
 
 #include "device/ptx.h"
 #include "device/tile.h"
+#include "device/wgmma.h"

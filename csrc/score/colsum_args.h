@@ -40,6 +40,16 @@ constexpr int max_strip_warps(int steps) { return steps <= 4 ? 10 : 12; }  // 20
 constexpr int strip_rows(int steps) { return steps <= 4 ? 16 : 8; }        // query rows of a strip, whose accumulators are alive twice
 constexpr int64_t strip_shared_bytes(int steps) { return 2 * kCols * tile_row_bytes(steps); }
 
+// Second sweep on the warpgroup tensor cores (colsum_wgmma.cuh): two warpgroups of 128 keys, four buffers of 64 swizzled query rows.
+constexpr int kWgmmaThreads = 256;
+constexpr int kWgmmaKeys = stationary_rows(8);    // the key tiles of column_kernel, so that one plan serves both
+constexpr int kWgmmaStages = kWgmmaKeys / kCols;  // the keys pass through the buffers first
+constexpr int kWgmmaSteps = 8;
+constexpr int kPanelBytes = kCols * 128;  // 64 elements of D of all rows of a tile
+constexpr int kSwizzleAlign = 1024;
+constexpr int wgmma_tile_bytes(int steps) { return (steps + 3) / 4 * kPanelBytes; }
+constexpr int64_t wgmma_shared_bytes(int steps) { return kWgmmaStages * wgmma_tile_bytes(steps) + kSwizzleAlign; }
+
 struct Args {
   ScoreParams p;
   const float* weights = nullptr;  // of row (b, h, l) at b * weight_stride[0] + h * weight_stride[1] + l; null = 1
@@ -57,6 +67,7 @@ struct Args {
   bool per_head = false;                 // partial results of every head (else the block's heads are added in its registers)
   bool wide_loads = false;               // every row is 16-byte aligned and D a multiple of 16 bytes
   bool with_lse = false;                 // the second sweep also copies lse_in to lse_out
+  bool wgmma = false;                    // the second sweep takes wgmma_column_kernel where rows are aligned
 };
 
 // Softmax, sums over rows, no bias: the lean instantiation. Everything else: the general one.
@@ -77,6 +88,9 @@ template <typename T, int kSteps>
 Status launch_columns(const Args& args, int64_t smem_bytes, void* stream);  // second sweep: scores
 
 template <typename T, int kSteps>
+Status launch_wgmma_columns(const Args& args, void* stream);  // the same, for what takes_wgmma
+
+template <typename T, int kSteps>
 Status launch_strips(const Args& args, int warps, void* stream);  // leaves partial results
 Status launch_finish(const Args& args, void* stream);             // of them: the scores (colsum_cuda.cu)
 
@@ -85,6 +99,12 @@ inline bool hides_keys(const ScoreParams& p) {
   const bool sums = p.query_reduction == Reduction::kMean || p.query_reduction == Reduction::kSum;
   return p.bias != nullptr && p.bias_dtype == DType::kBool && p.bias_stride[1] == 0 && p.bias_stride[2] == 0 && p.bias_stride[3] == 1 &&
          sums && p.activation == Activation::kSoftmax;
+}
+
+// Lean, once a mask of keys is left to the last step.
+inline bool takes_wgmma(const ScoreParams& p) {
+  const int steps = steps_of(p.dtype, p.D);
+  return steps > 0 && steps <= kWgmmaSteps && (is_lean(p) || hides_keys(p));
 }
 
 // By element type and D (colsum_cuda.cu).

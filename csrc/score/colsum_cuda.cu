@@ -39,7 +39,20 @@ bool aligned16(const void* p, const int64_t (&strides)[3], int64_t D, int64_t el
 }
 
 template <typename T>
+Status dispatch_wgmma(const Args& a, void* stream) {
+  switch (steps_of(a.p.dtype, a.p.D)) {
+    case 4:
+      return launch_wgmma_columns<T, 4>(a, stream);
+    case 5:
+      return launch_wgmma_columns<T, 5>(a, stream);
+    default:
+      return launch_wgmma_columns<T, 8>(a, stream);
+  }
+}
+
+template <typename T>
 Status dispatch(const Args& a, bool columns, void* stream) {
+  if (columns && a.wgmma && a.wide_loads) return dispatch_wgmma<T>(a, stream);
   const int64_t smem = shared_bytes(a.p.dtype, a.p.D);
   switch (steps_of(a.p.dtype, a.p.D)) {
     case 4:
@@ -111,6 +124,9 @@ Status score_two_pass(const ScoreParams& p, const ScorePlan& plan, void* stream)
   if (p.query_reduction == Reduction::kNone && p.range_end > p.range_begin) return Status::error("the plan's algorithm reduces query rows");
   if (plan.row_splits < 1 || plan.col_splits < 1) return Status::error("the plan's splits must be positive");
   Args a = make_args(p, plan.row_splits, plan.col_splits);
+  if (plan.wgmma && !takes_wgmma(p))
+    return Status::error("the plan's wgmma needs 16-bit types, D <= 128, softmax, sums over rows and no bias");
+  a.wgmma = plan.wgmma;
   a.with_lse = p.lse_in != nullptr && p.lse_out != nullptr;
   if (p.lse_in == nullptr && (a.stats != nullptr || p.lse_out != nullptr)) {
     const Status status = run_rows(a, stream);

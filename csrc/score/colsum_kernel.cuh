@@ -29,12 +29,12 @@
 namespace tokensieve {
 namespace colsum {
 
-// What the second sweep knows about the 64 query rows of a streamed tile, in two buffers.
+// What the second sweep knows about the 64 query rows of a streamed tile, for every buffer.
 struct RowTable {
-  float4* facts;  // [2][kCols / 2]: (maximum, factor) of two rows: value = factor * 2^(x - maximum)
-  float* weight;  // [2][kCols], what a visible mean divides by
-  int* end;       // [2][kCols]: keys [0, end) are visible
-  int* bounds;    // [2][kCols / 32][2]: least and greatest end of 32 rows
+  float4* facts;  // [buffers][kCols / 2]: (maximum, factor) of two rows: value = factor * 2^(x - maximum)
+  float* weight;  // [buffers][kCols], what a visible mean divides by
+  int* end;       // [buffers][kCols]: keys [0, end) are visible
+  int* bounds;    // [buffers][kCols / 32][2]: least and greatest end of 32 rows
 };
 
 struct RowFacts {
@@ -157,7 +157,9 @@ __device__ __forceinline__ void add_general_chunk(const Args& a, const RowTable&
 __device__ __forceinline__ void copy_lse(const Args& a, int b, int kv_head, int group, int tile) {
   const ScoreParams& p = a.p;
   const int64_t from = (static_cast<int64_t>(b) * p.H + kv_head * group) * p.L;
-  for (int64_t i = tile * kThreads + static_cast<int>(threadIdx.x); i < group * p.L; i += a.key_tiles * kThreads) {
+  const int threads = static_cast<int>(blockDim.x);
+  for (int64_t i = static_cast<int64_t>(tile) * threads + static_cast<int>(threadIdx.x); i < group * p.L;
+       i += int64_t{a.key_tiles} * threads) {
     p.lse_out[from + i] = p.lse_in[from + i];
   }
 }
@@ -174,6 +176,25 @@ struct RowTiles {
     count = tiles <= first ? 0 : (tiles - first + a.col_splits - 1) / a.col_splits;
   }
 };
+
+// What a block computes: a share (`split`) of the query rows for a tile of keys. Early keys are seen by most rows: they start first.
+struct ColumnBlock {
+  int tile, split, kv_head, b;
+
+  __device__ __forceinline__ explicit ColumnBlock(const Args& a) {
+    const unsigned units = static_cast<unsigned>(a.p.B * a.p.Hkv) * static_cast<unsigned>(a.col_splits);
+    const int rest = static_cast<int>(blockIdx.x % units);
+    tile = static_cast<int>(blockIdx.x / units), split = rest % a.col_splits;
+    kv_head = rest / a.col_splits % static_cast<int>(a.p.Hkv), b = rest / a.col_splits / static_cast<int>(a.p.Hkv);
+  }
+};
+
+// The last block of a key tile adds the partial results, in order. `parts` is [warps].
+__device__ __forceinline__ void finish_tile(const Args& a, int b, int tile, int64_t first, int count, float* parts, int* is_last) {
+  if (!arrive_last(a.p.semaphores + static_cast<int64_t>(tile) * a.p.B + b, static_cast<int>(a.p.Hkv) * a.col_splits, is_last)) return;
+  const float rows = row_divisor(a.p, b, parts), heads = score::head_divisor(a.p, b);
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) finish_key(a, b, first + i, rows, heads);
+}
 
 template <typename T, int kSteps, bool kLean>
 __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
@@ -192,10 +213,8 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
   SIMT_CARVE(unsigned char, stationary, 0, stationary_bytes);
   SIMT_CARVE(unsigned char, even, stationary_bytes, buffer_bytes);
   SIMT_CARVE(unsigned char, odd, stationary_bytes + buffer_bytes, buffer_bytes);
-  // Early keys are seen by most rows: they start first.
-  const unsigned units = static_cast<unsigned>(p.B * p.Hkv) * static_cast<unsigned>(a.col_splits);
-  const int tile = static_cast<int>(blockIdx.x / units), rest = static_cast<int>(blockIdx.x % units), split = rest % a.col_splits;
-  const int kv_head = rest / a.col_splits % static_cast<int>(p.Hkv), b = rest / a.col_splits / static_cast<int>(p.Hkv);
+  const ColumnBlock block(a);
+  const int tile = block.tile, split = block.split, kv_head = block.kv_head, b = block.b;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
   const int64_t R = p.range_end - p.range_begin, tile_key = p.range_begin + static_cast<int64_t>(tile) * kRows;
   const int count = clamp_to(p.range_end - tile_key, kRows);
@@ -277,10 +296,7 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
     for (int i = 0; i < group; ++i) write_head(kv_head * group + i);
   }
   if (a.with_lse && split == 0) copy_lse(a, b, kv_head, group, tile);
-
-  if (!arrive_last(p.semaphores + static_cast<int64_t>(tile) * p.B + b, static_cast<int>(p.Hkv) * a.col_splits, &is_last)) return;
-  const float rows = row_divisor(p, b, parts), heads = score::head_divisor(p, b);
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) finish_key(a, b, tile_key - p.range_begin + i, rows, heads);
+  finish_tile(a, b, tile, tile_key - p.range_begin, count, parts, &is_last);
 }
 
 template <typename T, int kSteps>

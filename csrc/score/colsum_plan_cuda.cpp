@@ -7,7 +7,8 @@ namespace tokensieve {
 namespace colsum {
 namespace {
 
-constexpr int64_t kStaticShared = 3 * 1024;  // what the kernels declare themselves (2.2 KB), rounded up
+constexpr int64_t kStaticShared = 3 * 1024;       // what the kernels declare themselves (2.2 KB), rounded up
+constexpr int64_t kWgmmaStaticShared = 4 * 1024;  // 3.2 KB
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -74,6 +75,7 @@ bool plan_sweeps(const ScoreParams& p, const DeviceInfo& device, ScorePlan& plan
   const int64_t R = p.range_end - p.range_begin, group = p.Hkv > 0 ? p.H / p.Hkv : 0, smem = shared_bytes(p.dtype, p.D);
   if (p.D > kMaxDim || p.B * group * p.L * p.N == 0 || smem + kStaticShared > device.smem_per_block) return false;
   const int64_t rows = stationary_rows(steps_of(p.dtype, p.D)), slots = 2 * device.num_sms;
+  plan.wgmma = device.wgmma && takes_wgmma(p) && wgmma_shared_bytes(kWgmmaSteps) + kWgmmaStaticShared <= device.smem_per_block;
   plan.algo = ScoreAlgo::kTwoPass;
   plan.threads = kThreads;
   plan.smem_bytes = smem;
@@ -84,7 +86,8 @@ bool plan_sweeps(const ScoreParams& p, const DeviceInfo& device, ScorePlan& plan
   const int64_t scan = p.normalize == Normalize::kRange ? R : p.N;
   const int64_t row_blocks = p.B * p.H * ceil_div(p.L, rows), column_blocks = std::max<int64_t>(1, p.B * p.Hkv * plan.num_chunks);
   plan.row_splits = std::clamp<int64_t>(ceil_div(4 * slots, row_blocks), 1, std::max<int64_t>(1, scan / (4 * kCols)));
-  plan.col_splits = std::clamp<int64_t>(ceil_div(4 * slots, column_blocks), 1, std::max<int64_t>(1, group * p.L / (4 * kCols)));
+  const int64_t column_slots = plan.wgmma ? device.num_sms : slots;  // one block of 256 threads an SM, or two of 128
+  plan.col_splits = std::clamp<int64_t>(ceil_div(4 * column_slots, column_blocks), 1, std::max<int64_t>(1, group * p.L / (4 * kCols)));
   plan.col_splits = std::min(plan.col_splits, ceil_div(p.L, kCols));
   plan_two_pass_sizes(p, plan);
   return true;

@@ -43,6 +43,7 @@ DeviceInfo device_of(const py::dict& p) {
   device.compute_capability = get<int>(p, "compute_capability", device.compute_capability);
   device.num_sms = get<int>(p, "num_sms", device.num_sms);
   device.smem_per_block = get<int64_t>(p, "smem_per_block", device.smem_per_block);
+  device.wgmma = get<bool>(p, "device_wgmma", device.wgmma);
   return device;
 }
 
@@ -53,6 +54,7 @@ ScorePlan two_pass_plan_of(const py::dict& p, const ScoreParams& s) {
   plan.num_chunks = (s.range_end - s.range_begin + rows - 1) / rows;
   plan.row_splits = get<int64_t>(p, "row_splits", 1);
   plan.col_splits = get<int64_t>(p, "col_splits", 1);
+  plan.wgmma = get<bool>(p, "wgmma", false);
   colsum::plan_two_pass_sizes(s, plan);
   return plan;
 }
@@ -92,6 +94,7 @@ py::dict dict_of(const ScorePlan& plan) {
   d["algo"] = names[static_cast<int>(plan.algo)];
   d["row_splits"] = plan.row_splits;
   d["col_splits"] = plan.col_splits;
+  d["wgmma"] = plan.wgmma;
   d["chunk_keys"] = plan.chunk_keys;
   d["num_chunks"] = plan.num_chunks;
   d["rows_per_pass"] = plan.rows_per_pass;

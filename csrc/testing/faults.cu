@@ -201,6 +201,150 @@ __global__ void misaligned_ldmatrix(Args a) {
   a.out[tid()] = __uint_as_float(r[0]);
 }
 
+// ---- warpgroups: one of four warps ----------------------------------------------------------------------------------------------
+struct alignas(1024) WgmmaTile {
+  uint32_t pairs[64 * 32];
+};
+constexpr uint32_t kOnes = 0x3c003c00u;  // two halves
+__device__ void fill(WgmmaTile& tile) {
+  for (int i = tid(); i < 64 * 32; i += 128) tile.pairs[i] = kOnes;
+}
+__device__ void publish_tile() {
+  fence_async_shared();
+  __syncthreads();
+}
+#define ONE_PRODUCT(acc, tile)                             \
+  float acc[8][4] = {};                                    \
+  const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};   \
+  wgmma_fence();                                           \
+  wgmma_m64n64k16<__half>(acc, ones, tile.pairs, 0, true); \
+  wgmma_commit()
+
+template <bool kFault>
+__global__ void missing_proxy_fence(Args a) {
+  SIMT_SHARED(WgmmaTile, tile);
+  fill(tile);
+  cp_async<4>(&tile.pairs[tid()], a.in);
+  cp_async_commit();
+  cp_async_wait<0>();
+  if (!kFault) fence_async_shared();
+  __syncthreads();
+  ONE_PRODUCT(acc, tile);  // FAULT: missing_proxy_fence
+  wgmma_wait<0>(acc);
+  a.out[tid() % 64] = 1.0f;
+}
+template <bool kFault>
+__global__ void missing_tile_barrier(Args a) {
+  SIMT_SHARED(WgmmaTile, tile);
+  fill(tile);
+  fence_async_shared();
+  if (!kFault) __syncthreads();
+  ONE_PRODUCT(acc, tile);  // FAULT: missing_tile_barrier
+  wgmma_wait<0>(acc);
+  if (tid() < 64) a.out[tid()] = acc[0][0];
+}
+template <bool kFault>
+__global__ void missing_wgmma_wait(Args a) {
+  SIMT_SHARED(WgmmaTile, tile);
+  fill(tile);
+  publish_tile();
+  ONE_PRODUCT(acc, tile);
+  if (!kFault) wgmma_wait<0>(acc);
+  if (tid() < 64) a.out[tid()] = acc[0][0];
+  if (kFault) wgmma_wait<0>(acc);
+}
+template <bool kFault>
+__global__ void short_wgmma_wait(Args a) {
+  SIMT_SHARED(WgmmaTile, tile);
+  fill(tile);
+  publish_tile();
+  ONE_PRODUCT(acc, tile);
+  wgmma_wait<kFault ? 1 : 0>(acc);  // FAULT: short_wgmma_wait
+  if (tid() < 64) a.out[tid()] = acc[0][0];
+}
+template <bool kFault>
+__global__ void missing_wgmma_fence(Args a) {
+  SIMT_SHARED(WgmmaTile, tile);
+  fill(tile);
+  publish_tile();
+  ONE_PRODUCT(acc, tile);
+  wgmma_wait<0>(acc);
+  acc[0][0] = 0.0f;
+  if (!kFault) wgmma_fence();
+  wgmma_m64n64k16<__half>(acc, ones, tile.pairs, 1, true);  // FAULT: missing_wgmma_fence
+  wgmma_commit();
+  wgmma_wait<0>(acc);
+  if (tid() < 64) a.out[tid()] = acc[0][0];
+}
+template <bool kFault>
+__global__ void accumulator_in_flight(Args a) {
+  SIMT_SHARED(WgmmaTile, tile);
+  fill(tile);
+  publish_tile();
+  ONE_PRODUCT(acc, tile);
+  if (kFault) acc[3][1] = 0.0f;
+  wgmma_wait<0>(acc);  // FAULT: accumulator_in_flight
+  if (tid() < 64) a.out[tid()] = acc[0][0];
+}
+template <bool kFault>
+__global__ void early_tile_write(Args a) {
+  SIMT_SHARED(WgmmaTile, tile);
+  fill(tile);
+  publish_tile();
+  ONE_PRODUCT(acc, tile);
+  if (kFault && tid() == 0) tile.pairs[0] = 0;
+  wgmma_wait<0>(acc);  // FAULT: early_tile_write
+  if (tid() < 64) a.out[tid()] = acc[0][0];
+}
+template <bool kFault>
+__global__ void divergent_warpgroup(Args a) {
+  SIMT_SHARED(WgmmaTile, tile);
+  fill(tile);
+  publish_tile();
+  if (!kFault || tid() < 96) {
+    ONE_PRODUCT(acc, tile);  // FAULT: divergent_warpgroup
+    wgmma_wait<0>(acc);
+  } else {
+    ONE_PRODUCT(acc, tile);
+    wgmma_wait<0>(acc);
+  }
+  if (tid() < 64) a.out[tid()] = 1.0f;
+}
+template <bool kFault>
+__global__ void unfinished_warpgroup(Args a) {
+  SIMT_SHARED(WgmmaTile, tile);
+  fill(tile);
+  publish_tile();
+  if (!kFault || tid() < 96) {
+    ONE_PRODUCT(acc, tile);
+    wgmma_wait<0>(acc);
+  }
+  if (tid() < 64) a.out[tid()] = 1.0f;
+}
+template <bool kFault>
+__global__ void wgmma_in_flight_at_exit(Args a) {
+  SIMT_SHARED(WgmmaTile, tile);
+  fill(tile);
+  publish_tile();
+  ONE_PRODUCT(acc, tile);
+  if (!kFault) wgmma_wait<0>(acc);
+  if (tid() < 64) a.out[tid()] = 1.0f;
+}
+template <bool kFault>
+__global__ void misaligned_tile(Args a) {
+  SIMT_SHARED(WgmmaTile, tiles, [2]);
+  fill(tiles[0]);
+  fill(tiles[1]);
+  publish_tile();
+  float acc[8][4] = {};
+  const uint32_t ones[4] = {};
+  wgmma_fence();
+  wgmma_m64n64k16<__half>(acc, ones, tiles[0].pairs + (kFault ? 128 : 0), 0, true);  // FAULT: misaligned_tile
+  wgmma_commit();
+  wgmma_wait<0>(acc);
+  if (tid() < 64) a.out[tid()] = 1.0f;
+}
+
 // ---- blocks ------------------------------------------------------------------------------------------------------------------
 template <bool kFault>
 __global__ void block_race(Args a) {  // 2 blocks
@@ -299,6 +443,7 @@ struct Fault {
   int grid, block, cluster;
 };
 #define FAULT_OF(name, grid, cluster) {#name, name<true>, name<false>, grid, 64, cluster}
+#define WARPGROUP_FAULT_OF(name) {#name, name<true>, name<false>, 1, 128, 1}
 const Fault kFaults[] = {FAULT_OF(shared_bounds, 1, 1),
                          FAULT_OF(carve_bounds, 1, 1),
                          FAULT_OF(static_bounds, 1, 1),
@@ -321,6 +466,17 @@ const Fault kFaults[] = {FAULT_OF(shared_bounds, 1, 1),
                          FAULT_OF(copy_in_flight_at_exit, 1, 1),
                          FAULT_OF(misaligned_copy, 1, 1),
                          FAULT_OF(misaligned_ldmatrix, 1, 1),
+                         WARPGROUP_FAULT_OF(missing_proxy_fence),
+                         WARPGROUP_FAULT_OF(missing_tile_barrier),
+                         WARPGROUP_FAULT_OF(missing_wgmma_wait),
+                         WARPGROUP_FAULT_OF(short_wgmma_wait),
+                         WARPGROUP_FAULT_OF(missing_wgmma_fence),
+                         WARPGROUP_FAULT_OF(accumulator_in_flight),
+                         WARPGROUP_FAULT_OF(early_tile_write),
+                         WARPGROUP_FAULT_OF(divergent_warpgroup),
+                         WARPGROUP_FAULT_OF(unfinished_warpgroup),
+                         WARPGROUP_FAULT_OF(wgmma_in_flight_at_exit),
+                         WARPGROUP_FAULT_OF(misaligned_tile),
                          FAULT_OF(block_race, 2, 1),
                          FAULT_OF(missing_producer_fence, 2, 1),
                          FAULT_OF(missing_consumer_fence, 2, 1),

@@ -22,6 +22,7 @@ class LoadState:
     cuda_loaded: bool
     cuda_error: str | None
     build: dict[str, Any]
+    wgmma: bool = False  # whether the kernels on sm_90a's warpgroup tensor cores were asked for
 
 
 def _build_facts() -> dict[str, Any]:
@@ -61,11 +62,24 @@ def _load_cuda(build: dict[str, Any]) -> str | None:
     return None
 
 
+def _want_wgmma(cuda_loaded: bool) -> bool:
+    wanted = os.environ.get("TOKENSIEVE_WGMMA", "0")
+    if wanted not in ("0", "1"):
+        raise ImportError(f"tokensieve: TOKENSIEVE_WGMMA must be 0 or 1, got {wanted!r}")
+    if wanted == "1" and cuda_loaded:
+        try:
+            torch.ops.tokensieve.set_wgmma(True)
+        except RuntimeError as error:
+            raise ImportError(f"tokensieve: TOKENSIEVE_WGMMA=1 can't be had ({error})") from error
+    return wanted == "1" and cuda_loaded
+
+
 def _load() -> LoadState:
     build = _build_facts()
     level = _load_cpu()
     error = _load_cuda(build)
-    return LoadState(cpu_level=level, cuda_loaded=error is None, cuda_error=error, build=build)
+    wgmma = _want_wgmma(error is None)
+    return LoadState(cpu_level=level, cuda_loaded=error is None, cuda_error=error, build=build, wgmma=wgmma)
 
 
 STATE = _load()

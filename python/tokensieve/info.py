@@ -28,7 +28,8 @@ def facts() -> dict[str, Any]:
 
     Returns:
         version, python, torch, platform, folder, cpu_level, cpu_levels, cpu_levels_built, threads, compiler, torch_abi, cuda_loaded,
-        cuda_error (None where the CUDA library works), cuda_built (None or {"nvcc", "archs"}), gpus ([{"name", "arch"}]).
+        cuda_error (None where the CUDA library works), cuda_built (None or {"nvcc", "archs"}), wgmma (asked for by TOKENSIEVE_WGMMA=1),
+        gpus ([{"name", "arch"}]).
 
     Example:
         >>> facts()["cpu_level"] in facts()["cpu_levels"]
@@ -55,6 +56,7 @@ def facts() -> dict[str, Any]:
         "cuda_loaded": state.cuda_loaded,
         "cuda_error": state.cuda_error,
         "cuda_built": build.get("cuda"),
+        "wgmma": state.wgmma,
         "gpus": gpus,
     }
 
@@ -76,7 +78,7 @@ def lines() -> list[tuple[str, str]]:
         ("torch", f"{f['torch']}; the libraries use the stable ABI of torch {f['torch_abi']}"),
         ("platform", f"{f['platform']}, {f['threads']} threads"),
         ("CPU library", f"{cpu}, compiled by {f['compiler']}"),
-        ("CUDA library", "loaded" if f["cuda_loaded"] else f"not loaded: {f['cuda_error']}"),
+        ("CUDA library", f"loaded{', with wgmma' if f['wgmma'] else ''}" if f["cuda_loaded"] else f"not loaded: {f['cuda_error']}"),
         ("CUDA build", "none in this install" if not built else f"nvcc {built['nvcc']}, for {_archs(built['archs'])}"),
         ("GPUs", ", ".join(f"{g['name']} (sm_{g['arch']})" for g in f["gpus"]) or "none found"),
     ]

@@ -186,9 +186,61 @@ def test_colsum_refuses_what_it_cannot_do(kernels: Any) -> None:
         kernels.score_cuda(Case(plan=TWO | {"row_splits": 0}).arguments())
 
 
-# ---- strips: all keys in one block --------------------------------------------------------------------------------------------
+# ---- the second sweep on warpgroups ---------------------------------------------------------------------------------------------
 
+WGMMA = TWO | {"wgmma": True}
 HALF = ["float16", "bfloat16"]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("D", [16, 72, 128])
+@pytest.mark.parametrize(("L", "N"), [(1, 1), (63, 64), (65, 257), (129, 129), (330, 200), (90, 31)])
+def test_wgmma_boundaries(kernels: Any, L: int, N: int, D: int, causal: bool) -> None:
+    """Tiles of 64 rows and 256 keys, full and not; fewer tiles than buffers and more; splits with nothing to do."""
+    case = Case(H=2, Hkv=1, L=L, N=N, D=D, dtype=HALF[L % 2], causal=causal)
+    check(kernels, replace(case, plan=WGMMA))
+    check(kernels, replace(case, plan=WGMMA | {"col_splits": 3}))
+
+
+@pytest.mark.parametrize("heads", [NONE, MEAN, SUM, MAX])
+@pytest.mark.parametrize("rows", [MEAN, SUM])
+def test_wgmma_reductions(kernels: Any, rows: int, heads: int) -> None:
+    case = Case(B=2, H=4, Hkv=2, L=70, N=80, D=16, dtype="float16", query_reduction=rows, head_reduction=heads, plan=WGMMA)
+    check(kernels, replace(case, causal=True, row_weights=True, accumulate=True))
+    check(kernels, replace(case, bias="bool", plan=WGMMA | {"col_splits": 2}))
+    check(kernels, replace(case, lse=True, key_range=(7, 71), normalize=RANGE))
+    check(kernels, replace(case, positions=[[-1] * 20 + [40] * 50, [79] * 70]))
+    if heads in (MEAN, SUM):
+        check(kernels, replace(case, head_weights=[0.5, 0.0, 2.0, -1.0]))
+
+
+def test_wgmma_every_schedule(scheduled: Any) -> None:
+    check(scheduled, Case(L=330, N=90, D=72, H=1, Hkv=1, dtype="float16", causal=True, plan=WGMMA))
+    check(scheduled, Case(L=70, N=130, D=24, dtype="bfloat16", head_reduction=NONE, plan=WGMMA | {"col_splits": 2}))
+
+
+def test_wgmma_takes_aligned_rows_only(kernels: Any) -> None:
+    """Others go to the mma sweep; the transposed layout stays."""
+    check(kernels, Case(L=35, N=37, D=72, dtype="float16", offset_bytes=4, plan=WGMMA))
+    check(kernels, Case(L=35, N=37, D=20, dtype="float16", plan=WGMMA))
+    check(kernels, Case(B=2, H=4, Hkv=2, L=37, N=67, D=32, dtype="bfloat16", layout="bnhd", plan=WGMMA))
+
+
+def test_wgmma_nan_query(kernels: Any) -> None:
+    query = np.random.default_rng(0).standard_normal((1, 2, 70, 16))
+    query[0, 1, 5] = np.nan
+    case = Case(L=70, N=70, D=16, query=query, dtype="float16", head_reduction=NONE, plan=WGMMA)
+    assert np.isnan(check(kernels, case)["scores"][:, 1]).all()
+    check(kernels, replace(case, head_reduction=SUM, head_weights=[1.0, 0.0]))
+
+
+def test_wgmma_refuses_what_it_cannot_do(kernels: Any) -> None:
+    for other in ({"dtype": "float32"}, {"D": 129}, {"query_reduction": MAX}, {"bias": "float"}, {"activation": SIGMOID}):
+        with pytest.raises(RuntimeError, match="wgmma needs 16-bit types, D <= 128"):
+            kernels.score_cuda(replace(Case(D=16, dtype="float16", plan=WGMMA), **other).arguments())
+
+
+# ---- strips: all keys in one block --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -337,6 +389,17 @@ def test_colsum_plan_fits_the_device(kernels: Any, shape: str, dtype: str, cc: t
     assert p["num_chunks"] * p["chunk_keys"] >= SHAPES[shape]["N"]
     blocks = SHAPES[shape]["B"] * SHAPES[shape]["Hkv"] * p["num_chunks"] * p["col_splits"]
     assert blocks >= 2 * cc[1]
+
+
+def test_colsum_plan_of_wgmma(kernels: Any) -> None:
+    """Only where it is asked for, and for what it takes; half as many blocks are resident."""
+    shape = SHAPES["llava_next"]
+    assert not plan(kernels, shape)["wgmma"]
+    p = plan(kernels, shape, device_wgmma=True)
+    assert (p["wgmma"], p["chunk_keys"], p["num_chunks"], p["col_splits"]) == (True, 256, 12, 2)
+    assert not plan(kernels, shape | {"D": 136}, device_wgmma=True)["wgmma"]
+    for other in ({"dtype": "float32"}, {"query_reduction": MAX}, {"activation": SIGMOID}, {"smem_per_block": 64 << 10}):
+        assert not plan(kernels, shape, device_wgmma=True, **other)["wgmma"]
 
 
 def test_colsum_plan_takes_other_roads(kernels: Any) -> None:

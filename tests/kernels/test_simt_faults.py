@@ -30,13 +30,29 @@ RAISES = {
     "copy_in_flight_at_exit": r"the thread ends with 1 cp\.async in flight",
     "misaligned_copy": r"cp_async: an address is not aligned to the size " + HERE,
     "misaligned_ldmatrix": r"ldmatrix: the row is not 16-byte aligned " + HERE,
+    "missing_proxy_fence": r"wgmma: cp\.async has written to shared memory, and no fence_async_shared came after it " + HERE,
+    "short_wgmma_wait": r"wgmma_wait: the accumulators are still in flight " + HERE,
+    "missing_wgmma_fence": r"wgmma: the thread has used its registers, and no wgmma_fence came after it " + HERE,
+    "accumulator_in_flight": r"wgmma: an accumulator was written in flight " + HERE,
+    "early_tile_write": r"wgmma: its tile changed before the wait " + HERE,
+    "divergent_warpgroup": r"wgmma: another warp of the warpgroup took this step at .*faults\.cu:\d+ \[.*faults\.cu:\d+\] \(block 0,0,0",
+    "unfinished_warpgroup": r"wgmma: warp 3 took 0 of its warpgroup's 1 steps",
+    "wgmma_in_flight_at_exit": r"the thread ends with a wgmma in flight",
+    "misaligned_tile": r"wgmma: the tile is not 1024-byte aligned " + HERE,
     "endless_spin": r"endless spin: .*faults\.cu:{line}\] \(block 1,0,0 thread 0,0,0\)",
     "cluster_first_sync": r"cluster_map: no cluster_sync yet, the peer may not have started " + HERE,
     "cluster_last_sync": r"the block ends although a peer has mapped its shared memory|cluster_map: the peer has ended",
     "cluster_rank_bounds": r"cluster_map: rank 2 of a cluster of 2 " + HERE,
 }
 # Another answer than the right twin's under at least one schedule of the plain build.
-WRONG_ANSWER = {"uninitialised_shared", "missing_syncthreads", "missing_syncwarp", "missing_copy_wait", "early_refill"}
+WRONG_ANSWER = {
+    "uninitialised_shared",
+    "missing_syncthreads",
+    "missing_syncwarp",
+    "missing_copy_wait",
+    "early_refill",
+    "missing_wgmma_wait",
+}
 # The sanitizer ends the process with this report.
 REPORTS = {
     "address": {
@@ -55,6 +71,7 @@ REPORTS = {
             "missing_syncwarp",
             "shuffle_is_no_barrier",
             "early_refill",
+            "missing_tile_barrier",
             "block_race",
             "missing_producer_fence",
             "missing_consumer_fence",

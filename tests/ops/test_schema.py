@@ -67,6 +67,7 @@ SCHEMAS = {
     "cpu_level": "() -> int",
     "best_cpu_level": "() -> int",
     "set_cpu_level": "(int level) -> ()",
+    "set_wgmma": "(bool wanted) -> ()",
 }
 
 

@@ -104,6 +104,17 @@ def test_cuda_library_loads_under_cpu_torch(package_copy: Callable[..., Any], tm
     assert done.stdout == "None\n[[1, 2]]\n", done.stdout + done.stderr
 
 
+def test_wgmma_is_asked_for_by_a_variable(run_python: Callable[..., Any], package_copy: Callable[..., Any], tmp_path: Path) -> None:
+    done = run_python("import tokensieve", TOKENSIEVE_WGMMA="yes")
+    assert "ImportError: tokensieve: TOKENSIEVE_WGMMA must be 0 or 1, got 'yes'" in done.stderr
+    if not (tmp_path / "tokensieve" / "_C_cuda.so").exists():
+        pytest.skip("_C_cuda.so was not built (no nvcc)")
+    asked = "import os; os.environ['TOKENSIEVE_WGMMA'] = '1';"
+    shown = "from tokensieve.info import lines; print(dict(lines())['CUDA library'])"
+    assert package_copy(f"{asked} {CUDA_TORCH} {shown}").stdout == "loaded, with wgmma\n"
+    assert package_copy(f"{CUDA_TORCH} {shown}").stdout == "loaded\n"
+
+
 @pytest.mark.gpu
 def test_import_does_not_start_cuda(run_python: Callable[..., Any], cuda: str) -> None:
     done = run_python("import torch, tokensieve; print(torch.cuda.is_initialized())")

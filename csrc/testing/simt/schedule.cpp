@@ -164,7 +164,10 @@ void load_cluster(Cluster& cluster, uint64_t number, int first_bit) {
       block.warps[w].alive = lanes == 32 ? ~0u : (1u << lanes) - 1;
       block.warps[w].meetings.clear();
       block.warps[w].meetings.reserve(32);
+      block.warps[w].wgmma_steps = 0;
     }
+    block.unfenced_copiers = 0;
+    block.wgmma_steps.assign((block.warps.size() + 3) / 4, {});
     block.shared.clear();
     block.shared.reserve(64);
     for (int i = 0; i < threads; ++i) {
@@ -178,6 +181,11 @@ void load_cluster(Cluster& cluster, uint64_t number, int first_bit) {
       t.copies.clear();
       t.copy_groups.clear();
       t.uncommitted = 0;
+      t.unfenced_copies = false;
+      t.products.clear();
+      t.chains.clear();
+      t.wgmma_groups = 0;
+      t.wgmma_fenced = false;
       t.fenced = false;
       t.observed.clear();
       t.observed.reserve(8);

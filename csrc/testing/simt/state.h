@@ -9,6 +9,7 @@
 
 #include "testing/simt/fiber.h"
 #include "testing/simt/runtime.h"
+#include "testing/simt/wgmma_emulated.h"
 
 namespace tokensieve {
 namespace simt {
@@ -24,6 +25,13 @@ struct SharedArray {
   const char* name;
 };
 
+// Products in flight on one set of accumulators.
+struct Chain {
+  float* acc;
+  int group;         // of the last of them
+  float values[32];  // what the wait delivers
+};
+
 struct Thread {
   Fiber fiber;
   uint3 index = {};
@@ -37,6 +45,11 @@ struct Thread {
   std::vector<PendingCopy> copies;
   std::vector<int> copy_groups;  // copies of each committed group, oldest first
   int uncommitted = 0;
+  bool unfenced_copies = false;  // copies have arrived since the last fence_async_shared
+  std::vector<Product> products;
+  std::vector<Chain> chains;
+  int wgmma_groups = 0;         // committed
+  bool wgmma_fenced = false;    // a wgmma_fence since the last wait
   bool fenced = false;          // a __threadfence since the last barrier: atomics publish
   std::vector<void*> observed;  // atomics since the last __threadfence: it makes their publications visible
 };
@@ -64,6 +77,7 @@ struct Warp {
   std::vector<Meeting> meetings;
   char order[2][32] = {};  // sync objects of __syncwarp by phase and lowest lane of the mask
   unsigned phase[32] = {};
+  size_t wgmma_steps = 0;
 };
 
 struct Block {
@@ -75,8 +89,10 @@ struct Block {
   Barrier barriers[16];
   std::vector<Warp> warps;
   std::vector<SharedArray> shared;
-  bool mapped = false;        // a peer has mapped this block's shared memory ...
-  uint64_t mapped_epoch = 0;  // ... after that many cluster_syncs
+  std::vector<std::vector<Loc>> wgmma_steps;  // of each warpgroup
+  int unfenced_copiers = 0;                   // threads with unfenced_copies
+  bool mapped = false;                        // a peer has mapped this block's shared memory ...
+  uint64_t mapped_epoch = 0;                  // ... after that many cluster_syncs
 };
 
 struct Cluster {
@@ -109,6 +125,16 @@ inline Runtime& rt() { return *runtime; }
 inline std::string text(uint3 v) { return std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z); }
 inline std::string text(Loc place) { return std::string(place.file) + ":" + std::to_string(place.line); }
 inline bool same(Loc a, Loc b) { return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0); }
+
+// Element `which` of two in a register.
+template <bool kBFloat16>
+float half_of(uint32_t pair, int which) {
+  const uint32_t bits = pair >> (16 * which) & 0xffffu;
+  if (kBFloat16) return bit_cast<float>(bits << 16);
+  __half_raw raw;
+  raw.x = static_cast<unsigned short>(bits);
+  return __half2float(__half(raw));
+}
 
 // schedule.cpp: who runs
 uint64_t next_random();

@@ -69,6 +69,12 @@ static void block_finished(Block& block) {
   if (block.mapped && block.mapped_epoch == cluster.epoch) {
     fail("the block ends although a peer has mapped its shared memory since the last cluster_sync", {"kernel end", 0});
   }
+  for (size_t w = 0; w < block.warps.size(); ++w) {
+    const size_t taken = block.warps[w].wgmma_steps, all = block.wgmma_steps[w / 4].size();
+    if (taken != all)
+      fail("wgmma: warp " + std::to_string(w) + " took " + std::to_string(taken) + " of its warpgroup's " + std::to_string(all) + " steps",
+           {"kernel end", 0});
+  }
 #if defined(SIMT_ASAN)
   free_shared(block);  // later remote accesses are reported as use after free
 #else
@@ -79,8 +85,10 @@ static void block_finished(Block& block) {
 
 void thread_finished(Thread* self) {
   if (!self->copies.empty()) fail("the thread ends with " + std::to_string(self->copies.size()) + " cp.async in flight", {"kernel end", 0});
+  if (!self->chains.empty()) fail("the thread ends with a wgmma in flight", {"kernel end", 0});
   Block& block = *self->block;
   Cluster& cluster = *block.cluster;
+  if (self->unfenced_copies) --block.unfenced_copiers;
   self->finished = true;
   clear_ready(self);
   rt().idle_yields = 0;
@@ -263,6 +271,7 @@ void copy_wait(int pending_groups) {
     const PendingCopy& c = self->copies[static_cast<size_t>(i)];
     c.store(c.dst, c.data, c.bytes);
   }
+  if (done > 0 && !self->unfenced_copies) ++self->block->unfenced_copiers, self->unfenced_copies = true;
   const Quiet quiet;
   self->copies.erase(self->copies.begin(), self->copies.begin() + done);
   self->copy_groups.erase(self->copy_groups.begin(), self->copy_groups.begin() + static_cast<std::ptrdiff_t>(groups));

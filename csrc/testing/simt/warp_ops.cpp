@@ -1,7 +1,7 @@
 // The operations of a warp. Each runs once, in the last lane that arrives, on the arguments that the parked lanes left on their stacks.
 #include <cstring>
 
-#include "testing/simt/ptx_emulated.h"
+#include "testing/simt/state.h"
 
 namespace tokensieve {
 namespace simt {
@@ -175,15 +175,6 @@ struct MmaLane {
   float* acc;
   const uint32_t *a, *b;
 };
-template <bool kBFloat16>
-float to_float(uint32_t pair, int which) {
-  const uint32_t bits = pair >> (16 * which) & 0xffffu;
-  if (kBFloat16) return bit_cast<float>(bits << 16);
-  __half_raw raw;
-  raw.x = static_cast<unsigned short>(bits);
-  return __half2float(__half(raw));
-}
-
 // Accumulates in float32, k ascending; a tensor core's order and rounding are its own.
 template <bool kBFloat16>
 void run_mma(void* const lanes[32], uint32_t present) {
@@ -193,8 +184,8 @@ void run_mma(void* const lanes[32], uint32_t present) {
     const auto& l = *static_cast<MmaLane*>(lanes[lane]);
     const int g = lane / 4, t = 2 * (lane % 4);
     for (int i = 0; i < 2; ++i) {
-      for (int r = 0; r < 4; ++r) a[g + 8 * (r % 2)][t + i + 8 * (r / 2)] = to_float<kBFloat16>(l.a[r], i);
-      for (int r = 0; r < 2; ++r) b[t + i + 8 * r][g] = to_float<kBFloat16>(l.b[r], i);
+      for (int r = 0; r < 4; ++r) a[g + 8 * (r % 2)][t + i + 8 * (r / 2)] = half_of<kBFloat16>(l.a[r], i);
+      for (int r = 0; r < 2; ++r) b[t + i + 8 * r][g] = half_of<kBFloat16>(l.b[r], i);
     }
   }
   for (int lane = 0; lane < 32; ++lane) {

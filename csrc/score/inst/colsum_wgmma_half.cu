@@ -1,0 +1,9 @@
+#include "score/colsum_wgmma.cuh"
+
+namespace tokensieve {
+namespace colsum {
+template Status launch_wgmma_columns<__half, 4>(const Args&, void*);
+template Status launch_wgmma_columns<__half, 5>(const Args&, void*);
+template Status launch_wgmma_columns<__half, 8>(const Args&, void*);
+}  // namespace colsum
+}  // namespace tokensieve
