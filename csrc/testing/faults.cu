@@ -224,14 +224,14 @@ template <bool kFault>
 __global__ void missing_proxy_fence(Args a) {
   SIMT_SHARED(WgmmaTile, tile);
   fill(tile);
-  cp_async<4>(&tile.pairs[tid()], a.in);
+  cp_async<4>(&tile.pairs[tid()], a.in + tid() % 64);
   cp_async_commit();
   cp_async_wait<0>();
   if (!kFault) fence_async_shared();
   __syncthreads();
   ONE_PRODUCT(acc, tile);  // FAULT: missing_proxy_fence
   wgmma_wait<0>(acc);
-  a.out[tid() % 64] = 1.0f;
+  if (tid() < 64) a.out[tid()] = 1.0f;
 }
 template <bool kFault>
 __global__ void missing_tile_barrier(Args a) {
@@ -292,7 +292,9 @@ __global__ void early_tile_write(Args a) {
   fill(tile);
   publish_tile();
   ONE_PRODUCT(acc, tile);
+  __syncthreads();  // no race: the barriers order all but the product itself
   if (kFault && tid() == 0) tile.pairs[0] = 0;
+  __syncthreads();
   wgmma_wait<0>(acc);  // FAULT: early_tile_write
   if (tid() < 64) a.out[tid()] = acc[0][0];
 }

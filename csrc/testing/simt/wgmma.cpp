@@ -22,6 +22,7 @@ struct ProductLane {
 
 // The four warps of a warpgroup take the same steps, in their own time.
 void agree(Block& block, int warp_index, Loc place) {
+  const Quiet quiet;
   auto& steps = block.wgmma_steps[static_cast<size_t>(warp_index / 4)];
   const size_t mine = block.warps[static_cast<size_t>(warp_index)].wgmma_steps++;
   if (mine == steps.size()) steps.push_back(place);
