@@ -246,7 +246,7 @@ def steps(runner: Runner, arch: str, jobs: int) -> None:
     else:
         runner.results.append(Result("compute-sanitizer", "skipped", 0.0, "not installed", ""))
     # The sweep on warpgroups, off until it has passed here: the same tests and rows once more.
-    wanted, sums = {"TOKENSIEVE_WGMMA": "1"}, ["tests/ops/test_attention_all_rows.py", "tests/ops/test_attention_lse.py"]
+    wanted, sums = {"TOKENSIEVE_WGMMA": "1"}, [f"tests/ops/test_attention_{name}.py" for name in ("all_rows", "lse", "pagerank")]
     runner.group(Step("tests-wgmma", [*pytest, "-v", "-m", "gpu and not wheel", *sums], 60, ("conformance", "card"), few_threads | wanted))
     bench = [python, "-m", "bench", "--device", "cuda"]
     runner.group(Step("bench", bench, 300, needs=("card",), partial=True))  # saves family by family

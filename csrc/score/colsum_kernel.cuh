@@ -13,7 +13,8 @@
 // Work: E = B H L N elements (half of it causal). One sweep: 2 D E flops on the tensor cores and E exponentials on the MUFU pipe.
 //   Floor on H200 (790 TF/s, 3.7e12 exp/s), with a given lse, mma / exp: LLaVA-NeXT 2944 x 32 x 128 causal 45 / 38 us; Qwen 16k 28/4 x 128
 //   causal 1218 / 1017; CLIP 577 x 16 x 64 b64 55 / 92; without lse twice that. Bound by both pipes at D = 128, by exponentials at D <= 80.
-//   ESTIMATE, nothing was measured: mma.sync reaches about 0.6 of the wgmma rate, so about 75 us (NeXT) and 2.0 ms (Qwen) a sweep.
+//   ESTIMATE, nothing was measured: mma.sync reaches about 0.6 of the wgmma rate, so about 75 us (NeXT) and 2.0 ms (Qwen) a sweep;
+//   colsum_wgmma.cuh is this sweep at that rate, behind the plan.
 // Code (nvcc 13.0, sm_90a, SASS): the unmasked loop body for 64 keys x 32 rows of a warp at D = 128 is 349 instructions: 128 HMMA, 128 FFMA,
 //   64 MUFU, 20 LDS, 9 others; at D = 64 277: 64, 128, 64, 12, 9. Two chunks are unrolled, so that one's exponentials can hide behind the
 //   other's HMMA. 254 registers at D = 128, 217 at D = 64, no spills on sm_80 and sm_90a: two blocks of 4 warps an SM.

@@ -41,6 +41,7 @@ struct PagerankPlan {
   int64_t smem_bytes = 0;       // CUDA: dynamic shared memory per block
   int64_t row_splits = 1;       // CUDA: blocks that share the keys of a tile of rows
   int64_t col_splits = 1;       // CUDA: blocks that share the rows of a tile of keys
+  bool wgmma = false;           // CUDA: as ScorePlan's
   int64_t bytes_moved = 0;
   int64_t flops = 0;
 };

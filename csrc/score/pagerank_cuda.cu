@@ -35,6 +35,7 @@ Status pagerank_cuda(const PagerankParams& r, const PagerankPlan& plan, void* st
   colsum::Args a = colsum::make_args(p, plan.row_splits, plan.col_splits);
   const colsum::Parts parts = colsum::two_pass_parts(p, plan.row_splits, plan.col_splits);
   float* other = static_cast<float*>(r.workspace) + parts.stats + (parts.split_stats > parts.partial ? parts.split_stats : parts.partial);
+  a.wgmma = plan.wgmma;
   Status status = colsum::run_rows(a, stream);
   a.weights = r.start;
   a.weight_stride[0] = r.N;

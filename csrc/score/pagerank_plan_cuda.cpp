@@ -12,6 +12,7 @@ PagerankPlan pagerank_plan_cuda(const PagerankParams& r, const DeviceInfo& devic
   plan.tile_keys = sweeps.chunk_keys;
   plan.row_splits = sweeps.row_splits;
   plan.col_splits = sweeps.col_splits;
+  plan.wgmma = sweeps.wgmma;
   plan.threads = sweeps.threads;
   plan.smem_bytes = sweeps.smem_bytes;
   plan.num_semaphores = sweeps.num_semaphores;

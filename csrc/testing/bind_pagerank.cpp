@@ -33,6 +33,7 @@ PagerankParams shape_of(const py::dict& p) {
 PagerankPlan plan_of(const py::dict& p, const PagerankParams& r) {
   DeviceInfo device;
   device.smem_per_block = get<int64_t>(p, "smem_per_block", device.smem_per_block);
+  device.wgmma = get<bool>(p, "device_wgmma", device.wgmma);
   PagerankPlan plan = pagerank_plan_cuda(r, device);
   if (p.contains("col_splits")) {
     ScorePlan sweeps;
@@ -52,6 +53,7 @@ py::dict dict_of(const PagerankPlan& plan) {
   d["tile_keys"] = plan.tile_keys;
   d["row_splits"] = plan.row_splits;
   d["col_splits"] = plan.col_splits;
+  d["wgmma"] = plan.wgmma;
   d["workspace_bytes"] = plan.workspace_bytes;
   d["num_semaphores"] = plan.num_semaphores;
   d["threads"] = plan.threads;

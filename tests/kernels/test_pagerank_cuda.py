@@ -77,6 +77,18 @@ def check(kernels: Any, case: Case) -> np.ndarray:
     return result
 
 
+WGMMA = {"device_wgmma": True}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_pagerank_on_warpgroups(kernels: Any, dtype: str) -> None:
+    """Row weights of every head, ranks of every head, hidden tokens, several tiles and splits."""
+    case = Case(B=2, H=4, Hkv=2, N=300, D=72, dtype=dtype, causal=True, mask=True, plan=WGMMA)
+    assert kernels.pagerank_plan_cuda(case.arguments())["wgmma"]
+    check(kernels, case)
+    check(kernels, replace(case, mask=False, start=True, plan=WGMMA | SPLIT))
+
+
 @pytest.mark.parametrize("case", [Case(B=2, H=4, Hkv=2, causal=True, mask=True, plan=SPLIT), Case(dtype="float32", plan=SPLIT)], ids=[0, 1])
 def test_pagerank_every_schedule(scheduled: Any, case: Case) -> None:
     check(scheduled, case)
