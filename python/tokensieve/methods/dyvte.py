@@ -87,10 +87,10 @@ def gate_features(hidden: Tensor, question: Tensor, last: Tensor) -> Tensor:
         >>> gate_features(x, torch.tensor([[False, True, True, False]]), torch.tensor([3]))
         tensor([[2., 5.]])
     """
-    weight = question[..., None].float()
-    mean = (hidden.float() * weight).sum(1) / weight.sum(1)
+    mean, count = ops.merge_by_label(hidden, question.long() - 1, 1)  # reads the question alone
+    mean = mean[:, 0].masked_fill(count == 0, float("nan"))
     end = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
-    return torch.cat([mean.to(hidden.dtype), end], -1)
+    return torch.cat([mean, end], -1)
 
 
 def leaves(logits: Tensor) -> Tensor:
