@@ -40,10 +40,10 @@ constexpr int max_strip_warps(int steps) { return steps <= 4 ? 10 : 12; }  // 20
 constexpr int strip_rows(int steps) { return steps <= 4 ? 16 : 8; }        // query rows of a strip, whose accumulators are alive twice
 constexpr int64_t strip_shared_bytes(int steps) { return 2 * kCols * tile_row_bytes(steps); }
 
-// Second sweep on the warpgroup tensor cores (colsum_wgmma.cuh): two warpgroups of 128 keys, four buffers of 64 swizzled query rows.
+// On the warpgroup tensor cores (colsum_wgmma_tiles.cuh): two warpgroups of 128 stationary rows, four buffers of 64 streamed ones.
 constexpr int kWgmmaThreads = 256;
-constexpr int kWgmmaKeys = stationary_rows(8);    // the key tiles of column_kernel, so that one plan serves both
-constexpr int kWgmmaStages = kWgmmaKeys / kCols;  // the keys pass through the buffers first
+constexpr int kWgmmaRows = stationary_rows(8);    // as row_kernel and column_kernel: one plan serves both
+constexpr int kWgmmaStages = kWgmmaRows / kCols;  // the stationary rows pass through the buffers first
 constexpr int kWgmmaSteps = 8;
 constexpr int kPanelBytes = kCols * 128;  // 64 elements of D of all rows of a tile
 constexpr int kSwizzleAlign = 1024;
@@ -67,7 +67,7 @@ struct Args {
   bool per_head = false;                 // partial results of every head (else the block's heads are added in its registers)
   bool wide_loads = false;               // every row is 16-byte aligned and D a multiple of 16 bytes
   bool with_lse = false;                 // the second sweep also copies lse_in to lse_out
-  bool wgmma = false;                    // the second sweep takes wgmma_column_kernel where rows are aligned
+  bool wgmma = false;                    // the kernels on warpgroups where rows are aligned (first sweep: and there is no bias)
 };
 
 // Softmax, sums over rows, no bias: the lean instantiation. Everything else: the general one.
@@ -88,7 +88,9 @@ template <typename T, int kSteps>
 Status launch_columns(const Args& args, int64_t smem_bytes, void* stream);  // second sweep: scores
 
 template <typename T, int kSteps>
-Status launch_wgmma_columns(const Args& args, void* stream);  // the same, for what takes_wgmma
+Status launch_wgmma_rows(const Args& args, void* stream);  // the same two, for what takes_wgmma
+template <typename T, int kSteps>
+Status launch_wgmma_columns(const Args& args, void* stream);
 
 template <typename T, int kSteps>
 Status launch_strips(const Args& args, int warps, void* stream);  // leaves partial results

@@ -39,20 +39,20 @@ bool aligned16(const void* p, const int64_t (&strides)[3], int64_t D, int64_t el
 }
 
 template <typename T>
-Status dispatch_wgmma(const Args& a, void* stream) {
+Status dispatch_wgmma(const Args& a, bool columns, void* stream) {
   switch (steps_of(a.p.dtype, a.p.D)) {
     case 4:
-      return launch_wgmma_columns<T, 4>(a, stream);
+      return columns ? launch_wgmma_columns<T, 4>(a, stream) : launch_wgmma_rows<T, 4>(a, stream);
     case 5:
-      return launch_wgmma_columns<T, 5>(a, stream);
+      return columns ? launch_wgmma_columns<T, 5>(a, stream) : launch_wgmma_rows<T, 5>(a, stream);
     default:
-      return launch_wgmma_columns<T, 8>(a, stream);
+      return columns ? launch_wgmma_columns<T, 8>(a, stream) : launch_wgmma_rows<T, 8>(a, stream);
   }
 }
 
 template <typename T>
 Status dispatch(const Args& a, bool columns, void* stream) {
-  if (columns && a.wgmma && a.wide_loads) return dispatch_wgmma<T>(a, stream);
+  if (a.wgmma && a.wide_loads && a.p.bias == nullptr) return dispatch_wgmma<T>(a, columns, stream);
   const int64_t smem = shared_bytes(a.p.dtype, a.p.D);
   switch (steps_of(a.p.dtype, a.p.D)) {
     case 4:

@@ -14,10 +14,10 @@
 //   Floor on H200 (790 TF/s, 3.7e12 exp/s), with a given lse, mma / exp: LLaVA-NeXT 2944 x 32 x 128 causal 45 / 38 us; Qwen 16k 28/4 x 128
 //   causal 1218 / 1017; CLIP 577 x 16 x 64 b64 55 / 92; without lse twice that. Bound by both pipes at D = 128, by exponentials at D <= 80.
 //   ESTIMATE, nothing was measured: mma.sync reaches about 0.6 of the wgmma rate, so about 75 us (NeXT) and 2.0 ms (Qwen) a sweep;
-//   colsum_wgmma.cuh is this sweep at that rate, behind the plan.
+//   colsum_wgmma_columns.cuh is this sweep at that rate, behind the plan.
 // Code (nvcc 13.0, sm_90a, SASS): the unmasked loop body for 64 keys x 32 rows of a warp at D = 128 is 349 instructions: 128 HMMA, 128 FFMA,
 //   64 MUFU, 20 LDS, 9 others; at D = 64 277: 64, 128, 64, 12, 9. Two chunks are unrolled, so that one's exponentials can hide behind the
-//   other's HMMA. 254 registers at D = 128, 217 at D = 64, no spills on sm_80 and sm_90a: two blocks of 4 warps an SM.
+//   other's HMMA. 255 registers at D = 128, 219 at D = 64, no spills on sm_80 and sm_90a: two blocks of 4 warps an SM.
 // Deterministic: every sum has a fixed order (rows in a thread, quad, splits, heads); no atomics but the arrival counters.
 // Error: float32 dot products and sums, ex2.approx (2 ulp): scores within 2e-5 relative of float64 (tests/kernels).
 // Not finite: a NaN logit makes its row NaN for all keys that the row sees; others keep what they are.
@@ -157,10 +157,8 @@ __device__ __forceinline__ void add_general_chunk(const Args& a, const RowTable&
 // A given lse is also an output: the key tiles share the copy.
 __device__ __forceinline__ void copy_lse(const Args& a, int b, int kv_head, int group, int tile) {
   const ScoreParams& p = a.p;
-  const int64_t from = (static_cast<int64_t>(b) * p.H + kv_head * group) * p.L;
-  const int threads = static_cast<int>(blockDim.x);
-  for (int64_t i = static_cast<int64_t>(tile) * threads + static_cast<int>(threadIdx.x); i < group * p.L;
-       i += int64_t{a.key_tiles} * threads) {
+  const int64_t from = (static_cast<int64_t>(b) * p.H + kv_head * group) * p.L, threads = blockDim.x;
+  for (int64_t i = tile * threads + static_cast<int>(threadIdx.x); i < group * p.L; i += a.key_tiles * threads) {
     p.lse_out[from + i] = p.lse_in[from + i];
   }
 }
@@ -190,10 +188,14 @@ struct ColumnBlock {
   }
 };
 
-// The last block of a key tile adds the partial results, in order. `parts` is [warps].
-__device__ __forceinline__ void finish_tile(const Args& a, int b, int tile, int64_t first, int count, float* parts, int* is_last) {
-  if (!arrive_last(a.p.semaphores + static_cast<int64_t>(tile) * a.p.B + b, static_cast<int>(a.p.Hkv) * a.col_splits, is_last)) return;
-  const float rows = row_divisor(a.p, b, parts), heads = score::head_divisor(a.p, b);
+// The last block of a tile of kKeys keys adds the partial results, in order. `parts` is [warps].
+template <int kKeys>
+__device__ __forceinline__ void finish_tile(const Args& a, int b, int tile, float* parts, int* is_last) {
+  const ScoreParams& p = a.p;
+  if (!arrive_last(p.semaphores + static_cast<int64_t>(tile) * p.B + b, static_cast<int>(p.Hkv) * a.col_splits, is_last)) return;
+  const float rows = row_divisor(p, b, parts), heads = score::head_divisor(p, b);
+  const int64_t first = static_cast<int64_t>(tile) * kKeys;
+  const int count = clamp_to(p.range_end - p.range_begin - first, kKeys);
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) finish_key(a, b, first + i, rows, heads);
 }
 
@@ -297,7 +299,7 @@ __global__ void __launch_bounds__(kThreads, 2) column_kernel(const Args a) {
     for (int i = 0; i < group; ++i) write_head(kv_head * group + i);
   }
   if (a.with_lse && split == 0) copy_lse(a, b, kv_head, group, tile);
-  finish_tile(a, b, tile, tile_key - p.range_begin, count, parts, &is_last);
+  finish_tile<kRows>(a, b, tile, parts, &is_last);
 }
 
 template <typename T, int kSteps>

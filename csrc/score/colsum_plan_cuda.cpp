@@ -85,8 +85,9 @@ bool plan_sweeps(const ScoreParams& p, const DeviceInfo& device, ScorePlan& plan
   // Four blocks for every place of one, so that the last round and the causal diagonal cost little; four tiles a block at least.
   const int64_t scan = p.normalize == Normalize::kRange ? R : p.N;
   const int64_t row_blocks = p.B * p.H * ceil_div(p.L, rows), column_blocks = std::max<int64_t>(1, p.B * p.Hkv * plan.num_chunks);
-  plan.row_splits = std::clamp<int64_t>(ceil_div(4 * slots, row_blocks), 1, std::max<int64_t>(1, scan / (4 * kCols)));
-  const int64_t column_slots = plan.wgmma ? device.num_sms : slots;  // one block of 256 threads an SM, or two of 128
+  const int64_t row_slots = plan.wgmma && p.bias == nullptr ? device.num_sms : slots;  // one block of 256 threads an SM, or two of 128
+  plan.row_splits = std::clamp<int64_t>(ceil_div(4 * row_slots, row_blocks), 1, std::max<int64_t>(1, scan / (4 * kCols)));
+  const int64_t column_slots = plan.wgmma ? device.num_sms : slots;
   plan.col_splits = std::clamp<int64_t>(ceil_div(4 * column_slots, column_blocks), 1, std::max<int64_t>(1, group * p.L / (4 * kCols)));
   plan.col_splits = std::min(plan.col_splits, ceil_div(p.L, kCols));
   plan_two_pass_sizes(p, plan);

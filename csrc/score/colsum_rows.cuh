@@ -31,6 +31,14 @@ __device__ __forceinline__ float quad_max(float x) {
   return nan_max(y, __shfl_xor_sync(simt::kFullMask, y, 2));
 }
 
+// The running maximum wants a scale >= 0: a negative one turns over the signs of the queries instead.
+template <typename T>
+__device__ __forceinline__ uint32_t row_flip(float scale) {
+  return scale >= 0 ? 0 : sizeof(T) == 4 ? 0x80000000u : 0x80008000u;
+}
+// -inf of a masked key times a scale of 0 would be NaN.
+__device__ __forceinline__ float row_scale(float scale) { return fmaxf(fabsf(scale) * kLog2E, 1e-37f); }
+
 // 2^(value * scale) of one row's accumulators on top of (maximum, sum); scale >= 0.
 template <int kCount>
 __device__ __forceinline__ void add_to_row(const float (&value)[kCount], float scale, float& maximum, float& sum) {
@@ -78,11 +86,16 @@ __device__ __forceinline__ void mask_row(const Args& a, int b, int h, int64_t l,
   }
 }
 
+// Which of a block's rows a warp holds: 16 from `first` on, 16 from first + step on, ...
+struct WarpRows {
+  int first, step;
+};
+
 // The quads' rows: normalisers, or what a split knows of them.
 template <int kTiles>
-__device__ __forceinline__ void finish_rows(const Args& a, int64_t row0, int count, int64_t split_rows, const float (&maximum)[kTiles][2],
-                                            const float (&sum)[kTiles][2]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
+__device__ __forceinline__ void finish_rows(const Args& a, WarpRows at, int64_t row0, int count, int64_t split_rows,
+                                            const float (&maximum)[kTiles][2], const float (&sum)[kTiles][2]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
@@ -90,7 +103,7 @@ __device__ __forceinline__ void finish_rows(const Args& a, int64_t row0, int cou
       const float top = quad_max(maximum[m][i]);
       const float part = maximum[m][i] == -infinity() ? sum[m][i] : sum[m][i] * simt::fast_exp2(maximum[m][i] - top);
       const float total = quad_sum(part);
-      const int r = (warp * kTiles + m) * 16 + 8 * i + g;
+      const int r = at.first + m * at.step + 8 * i + g;
       const bool mine = t == 0 && r < count;
       if (mine && a.row_splits == 1) write_row(a, row0 + r, top, total);
       if (mine && a.row_splits > 1) {
@@ -103,7 +116,7 @@ __device__ __forceinline__ void finish_rows(const Args& a, int64_t row0, int cou
 // The last of a tile's splits puts their rows together, in order.
 __device__ __forceinline__ void merge_splits(const Args& a, int64_t row0, int count) {
   const int64_t rows = a.p.B * a.p.H * a.p.L;
-  for (int r = static_cast<int>(threadIdx.x); r < count; r += kThreads) {
+  for (int r = static_cast<int>(threadIdx.x); r < count; r += static_cast<int>(blockDim.x)) {
     float top = -infinity(), total = 0.0f;
     for (int s = 0; s < a.row_splits; ++s) {
       const float* other = a.split_stats + 2 * (s * rows + row0 + r);
@@ -119,13 +132,13 @@ template <int kTiles>
 struct RowEnds {
   int end[kTiles][2], least = 0x7fffffff, most = 0;
 
-  __device__ __forceinline__ RowEnds(const Args& a, int b, int64_t first_row) {
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, g = lane / 4;
+  __device__ __forceinline__ RowEnds(const Args& a, WarpRows at, int b, int64_t first_row) {
+    const int g = static_cast<int>(threadIdx.x) % 32 / 4;
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int64_t l = first_row + (warp * kTiles + m) * 16 + 8 * i + g;
+        const int64_t l = first_row + at.first + m * at.step + 8 * i + g;
         end[m][i] = clamp_to(row_end(a.p, b, l), a.scan_end);
         if (l < a.p.L) least = min(least, end[m][i]);
         most = max(most, end[m][i]);
@@ -134,6 +147,29 @@ struct RowEnds {
     least = simt::warp::min(least), most = simt::warp::max(most);
   }
 };
+
+// What a block computes: a share (`split`) of the keys for a tile of rows of a head. Late rows see most keys: they start first.
+struct RowBlock {
+  int tile, split, bh, b, h;
+
+  __device__ __forceinline__ explicit RowBlock(const Args& a) {
+    const unsigned units = static_cast<unsigned>(a.p.B * a.p.H) * static_cast<unsigned>(a.row_splits);
+    const int rest = static_cast<int>(blockIdx.x % units);
+    tile = a.row_tiles - 1 - static_cast<int>(blockIdx.x / units), split = rest % a.row_splits, bh = rest / a.row_splits;
+    b = bh / static_cast<int>(a.p.H), h = bh % static_cast<int>(a.p.H);
+  }
+};
+
+// What is left of a row block once its keys are through.
+template <int kTiles>
+__device__ __forceinline__ void finish_row_block(const Args& a, const RowBlock& block, WarpRows at, int64_t first_row, int count,
+                                                 const float (&maximum)[kTiles][2], const float (&sum)[kTiles][2], int* is_last) {
+  const ScoreParams& p = a.p;
+  const int64_t rows = p.B * p.H * p.L, row0 = static_cast<int64_t>(block.bh) * p.L + first_row;
+  finish_rows(a, at, row0, count, block.split * rows, maximum, sum);
+  if (a.row_splits == 1 || !arrive_last(p.semaphores + block.tile * p.B * p.H + block.bh, a.row_splits, is_last)) return;
+  merge_splits(a, row0, count);
+}
 
 template <typename T, int kSteps, bool kBias>
 __global__ void __launch_bounds__(kThreads, 2) row_kernel(const Args a) {
@@ -147,21 +183,20 @@ __global__ void __launch_bounds__(kThreads, 2) row_kernel(const Args a) {
   SIMT_CARVE(unsigned char, stationary, 0, stationary_bytes);
   SIMT_CARVE(unsigned char, even, stationary_bytes, buffer_bytes);
   SIMT_CARVE(unsigned char, odd, stationary_bytes + buffer_bytes, buffer_bytes);
-  // Late rows see most keys: they start first.
-  const unsigned units = static_cast<unsigned>(p.B * p.H) * static_cast<unsigned>(a.row_splits);
-  const int tile = a.row_tiles - 1 - static_cast<int>(blockIdx.x / units), rest = static_cast<int>(blockIdx.x % units);
-  const int split = rest % a.row_splits, bh = rest / a.row_splits, b = bh / static_cast<int>(p.H), h = bh % static_cast<int>(p.H);
-  const int64_t first_row = static_cast<int64_t>(tile) * kRows;
+  const RowBlock block(a);
+  const int split = block.split, b = block.b, h = block.h;
+  const int64_t first_row = static_cast<int64_t>(block.tile) * kRows;
   const int count = clamp_to(p.L - first_row, kRows);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
+  const WarpRows rows_at = {warp * kTiles * 16, 16};
 
   Core core;
-  const uint32_t flip = p.scale >= 0 ? 0 : sizeof(T) == 4 ? 0x80000000u : 0x80008000u;  // the running maximum wants a scale >= 0
+  const uint32_t flip = row_flip<T>(p.scale);
   core.load(static_cast<const T*>(p.query) + b * p.query_stride[0] + h * p.query_stride[1] + first_row * p.query_stride[2],
             p.query_stride[2], count, D, a.wide_loads, flip, stationary);
-  const float scale = fmaxf(fabsf(p.scale) * kLog2E, 1e-37f);  // -inf of a masked key times a scale of 0 would be NaN
+  const float scale = row_scale(p.scale);
 
-  const RowEnds<kTiles> ends(a, b, first_row);
+  const RowEnds<kTiles> ends(a, rows_at, b, first_row);
   if (lane == 0) last_key[warp] = ends.most;
   __syncthreads();
   const int block_most = max(max(last_key[0], last_key[1]), max(last_key[2], last_key[3]));
@@ -198,7 +233,8 @@ __global__ void __launch_bounds__(kThreads, 2) row_kernel(const Args a) {
 #pragma unroll
           for (int n = 0; n < 2 * Core::kNTiles; ++n) value[n] = acc[m][n / 2][2 * i + n % 2];
           if (masked) {
-            mask_row<kBias>(a, b, h, first_row + (warp * kTiles + m) * 16 + 8 * i + g, k0 + chunk + 2 * t, ends.end[m][i], scale, value);
+            const int64_t l = first_row + rows_at.first + m * rows_at.step + 8 * i + g;
+            mask_row<kBias>(a, b, h, l, k0 + chunk + 2 * t, ends.end[m][i], scale, value);
           }
           add_to_row(value, kBias ? 1.0f : scale, maximum[m][i], sum[m][i]);
         }
@@ -206,10 +242,7 @@ __global__ void __launch_bounds__(kThreads, 2) row_kernel(const Args a) {
     }
   }
 
-  const int64_t rows = p.B * p.H * p.L, row0 = static_cast<int64_t>(bh) * p.L + first_row;
-  finish_rows(a, row0, count, split * rows, maximum, sum);
-  if (a.row_splits == 1 || !arrive_last(p.semaphores + static_cast<int64_t>(tile) * p.B * p.H + bh, a.row_splits, &is_last)) return;
-  merge_splits(a, row0, count);
+  finish_row_block(a, block, rows_at, first_row, count, maximum, sum, &is_last);
 }
 
 template <typename T, int kSteps>

@@ -68,7 +68,7 @@ struct ScorePlan {
   int64_t smem_bytes = 0;      // CUDA: dynamic shared memory per block
   int64_t row_splits = 1;      // kTwoPass: blocks that share the keys of a tile of query rows (normalisers)
   int64_t col_splits = 1;      // kTwoPass, kStrip: blocks that share the query rows of a tile of keys (scores)
-  bool wgmma = false;          // kTwoPass: scores by the warpgroup tensor cores of sm_90a, where rows are 16-byte aligned
+  bool wgmma = false;          // kTwoPass: on the warpgroup tensor cores of sm_90a where rows are 16-byte aligned
   int64_t bytes_moved = 0;     // predicted compulsory traffic
   int64_t flops = 0;
 };

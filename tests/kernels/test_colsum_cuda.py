@@ -186,7 +186,7 @@ def test_colsum_refuses_what_it_cannot_do(kernels: Any) -> None:
         kernels.score_cuda(Case(plan=TWO | {"row_splits": 0}).arguments())
 
 
-# ---- the second sweep on warpgroups ---------------------------------------------------------------------------------------------
+# ---- both sweeps on warpgroups --------------------------------------------------------------------------------------------------
 
 WGMMA = TWO | {"wgmma": True}
 HALF = ["float16", "bfloat16"]
@@ -199,7 +199,7 @@ def test_wgmma_boundaries(kernels: Any, L: int, N: int, D: int, causal: bool) ->
     """Tiles of 64 rows and 256 keys, full and not; fewer tiles than buffers and more; splits with nothing to do."""
     case = Case(H=2, Hkv=1, L=L, N=N, D=D, dtype=HALF[L % 2], causal=causal)
     check(kernels, replace(case, plan=WGMMA))
-    check(kernels, replace(case, plan=WGMMA | {"col_splits": 3}))
+    check(kernels, replace(case, plan=WGMMA | {"row_splits": 3, "col_splits": 3}))
 
 
 @pytest.mark.parametrize("heads", [NONE, MEAN, SUM, MAX])
@@ -216,7 +216,7 @@ def test_wgmma_reductions(kernels: Any, rows: int, heads: int) -> None:
 
 def test_wgmma_every_schedule(scheduled: Any) -> None:
     check(scheduled, Case(L=330, N=90, D=72, H=1, Hkv=1, dtype="float16", causal=True, plan=WGMMA))
-    check(scheduled, Case(L=70, N=130, D=24, dtype="bfloat16", head_reduction=NONE, plan=WGMMA | {"col_splits": 2}))
+    check(scheduled, Case(L=70, N=130, D=24, dtype="bfloat16", head_reduction=NONE, plan=WGMMA | {"row_splits": 2, "col_splits": 2}))
 
 
 def test_wgmma_takes_aligned_rows_only(kernels: Any) -> None:
@@ -224,6 +224,23 @@ def test_wgmma_takes_aligned_rows_only(kernels: Any) -> None:
     check(kernels, Case(L=35, N=37, D=72, dtype="float16", offset_bytes=4, plan=WGMMA))
     check(kernels, Case(L=35, N=37, D=20, dtype="float16", plan=WGMMA))
     check(kernels, Case(B=2, H=4, Hkv=2, L=37, N=67, D=32, dtype="bfloat16", layout="bnhd", plan=WGMMA))
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0, 20.0])
+def test_wgmma_scales(kernels: Any, scale: float) -> None:
+    rng = np.random.default_rng(0)  # small integers: their dot products are exact in float32
+    query, key = rng.integers(-3, 4, (1, 1, 70, 16)), rng.integers(-3, 4, (1, 1, 90, 16))
+    case = Case(H=1, Hkv=1, L=70, N=90, D=16, dtype="float16", scale=scale, causal=True, query=query, key=key, plan=WGMMA)
+    scores, lse = case.expected()
+    result = kernels.score_cuda(case.arguments())
+    np.testing.assert_allclose(result["lse"], lse, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result["scores"], scores, rtol=2e-5 if abs(scale) < 1 else 1e-3, atol=1e-9)
+
+
+def test_wgmma_normalisers_alone(kernels: Any) -> None:
+    case = Case(L=200, N=150, D=16, key_range=(7, 7), causal=True, dtype="float16", query_reduction=NONE)
+    result = check(kernels, replace(case, plan={"device_wgmma": True}))
+    assert result["plan"]["wgmma"]
 
 
 def test_wgmma_nan_query(kernels: Any) -> None:
@@ -396,7 +413,7 @@ def test_colsum_plan_of_wgmma(kernels: Any) -> None:
     shape = SHAPES["llava_next"]
     assert not plan(kernels, shape)["wgmma"]
     p = plan(kernels, shape, device_wgmma=True)
-    assert (p["wgmma"], p["chunk_keys"], p["num_chunks"], p["col_splits"]) == (True, 256, 12, 2)
+    assert (p["wgmma"], p["chunk_keys"], p["num_chunks"], p["row_splits"], p["col_splits"]) == (True, 256, 12, 2, 2)
     assert not plan(kernels, shape | {"D": 136}, device_wgmma=True)["wgmma"]
     for other in ({"dtype": "float32"}, {"query_reduction": MAX}, {"activation": SIGMOID}, {"smem_per_block": 64 << 10}):
         assert not plan(kernels, shape, device_wgmma=True, **other)["wgmma"]
