@@ -182,7 +182,7 @@ def sheet(heading: str, rows: Sequence[tuple[str, Sequence[Panel]]], footer: str
         840
     """
     from PIL import Image as Images
-    from PIL import ImageDraw, ImageOps
+    from PIL import ImageDraw
 
     if not any(panels for _, panels in rows):
         raise ValueError("tokensieve.viz.sheet: rows must hold at least one panel, got none")
@@ -198,8 +198,11 @@ def sheet(heading: str, rows: Sequence[tuple[str, Sequence[Panel]]], footer: str
         _text(draw, (gap, y + 10), row_title, 20, EDGE, width - 2 * gap)
         for i, (picture, name, note) in enumerate(panels):
             x = gap + i * (panel + gap)
-            fitted = ImageOps.pad(picture.convert("RGB"), (panel, panel), Images.Resampling.LANCZOS, PAPER)
-            page.paste(fitted, (x, y + title))
+            scale = panel / max(picture.size)
+            wide, high = (max(1, round(side * scale)) for side in picture.size)  # a line of one pixel stays a line
+            fitted = picture.convert("RGB").resize((wide, high), Images.Resampling.LANCZOS)
+            page.paste(PAPER, (x, y + title, x + panel, y + title + panel))
+            page.paste(fitted, (x + (panel - wide) // 2, y + title + (panel - high) // 2))
             _text(draw, (x, y + title + panel + 8), name, 19, INK, panel)
             _text(draw, (x, y + title + panel + 33), note, 15, FAINT, panel)
         y += title + panel + caption

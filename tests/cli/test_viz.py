@@ -109,6 +109,12 @@ def test_sheet_keeps_the_shape_of_a_wide_photo() -> None:
     assert page.getpixel((24 + 100, 72 + 44 + 10)) == viz.PAPER
 
 
+@pytest.mark.parametrize("size", [(1, 20000), (20000, 1), (1, 1)])
+def test_sheet_of_a_line_of_one_pixel(size: tuple[int, int]) -> None:
+    page = viz.sheet("", [("", [viz.Panel(Image.new("RGB", size, "white"), "")])], panel=100)
+    assert page.getpixel((24 + 49, 72 + 44 + 49)) == (255, 255, 255)
+
+
 def test_sheet_without_panels_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one panel"):
         viz.sheet("h", [("r", [])])
