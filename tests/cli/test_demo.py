@@ -70,11 +70,14 @@ def test_demo_prints_its_tables_and_writes_the_picture_twice(folder: Path) -> No
 
 @pytest.mark.parametrize(("name", "panels"), [("fastv", 2), ("FasterVLM", 2)])
 def test_demo_runs_every_method(folder: Path, name: str, panels: int) -> None:
-    Image.effect_mandelbrot((400, 300), (-2, -1.5, 1, 1.5), 60).convert("RGB").save("own.png")
-    result = demo("--layers", "3", "--hidden", "64", "--method", name, "--image", "own.png", "--output", "sub.png", "--seed", "3")
+    own, output = "[red] own.png", "[b]/x[/b] ü.png"  # brackets are markup to rich
+    (folder / "[b]" / "x[").mkdir(parents=True)
+    Image.effect_mandelbrot((400, 300), (-2, -1.5, 1, 1.5), 60).convert("RGB").save(own)
+    result = demo("--layers", "3", "--hidden", "64", "--method", name, "--image", own, "--output", output, "--seed", "3")
     assert result.exit_code == 0, result.output
-    assert "own.png" in result.stdout
-    with Image.open("sub.png") as picture:
+    assert f"on {own}" in result.stdout
+    assert f"wrote {output} (" in result.stdout
+    with Image.open(output) as picture:
         assert picture.width == 24 + panels * 408
 
 
@@ -84,7 +87,8 @@ def test_demo_prunes_a_local_checkpoint_and_shows_both_answers(folder: Path) -> 
     subject = model.random_llava(Image.open("own.jpg"), 0, 3, 64)
     subject.model.save_pretrained("checkpoint")
     processor.save_pretrained("checkpoint")
-    result = demo("--model", "checkpoint", "--image", "own.jpg", "--method", "FastV")
+    own = ("--model", "checkpoint", "--image", "own.jpg", "--method", "FastV")
+    result = demo(*own)
     assert result.exit_code == 0, result.output
     assert "checkpoint (LlavaForConditionalGeneration)" in result.stdout
     assert "Random weights" not in result.stdout
@@ -92,6 +96,17 @@ def test_demo_prunes_a_local_checkpoint_and_shows_both_answers(folder: Path) -> 
     assert "pruned: " in result.stdout
     assert "576 of them image" in result.stdout
     assert Path("demo.png").exists()
+    assert "--prompt 'two <image>': the processor of checkpoint refuses it" in fails(*own, "--prompt", "two <image>")
+    config = Path("checkpoint/config.json")
+    config.write_text(config.read_text().replace(str(model.IMAGE_TOKEN), "31999"))
+    assert "its processor puts no image token (id 31999) into the prompt" in fails(*own)
+    weights = dict(subject.model.state_dict())
+    name, _ = weights.popitem()
+    subject.model.save_pretrained("checkpoint", state_dict=weights)
+    assert f"the checkpoint lacks 1 of the model's weights, {name} for one" in fails(*own)
+    file = Path("checkpoint/model.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "transformers can't load it (Error while deserializing header" in fails(*own)
 
 
 def test_demo_draws_the_mosaic_of_an_any_resolution_checkpoint(folder: Path) -> None:
@@ -153,6 +168,46 @@ def test_demo_corrupt_image(folder: Path, kind: str) -> None:
     message = fails("--image", "bad.png")
     assert "--image bad.png" in message
     assert "image" in message.removeprefix("tokensieve: --image bad.png")
+
+
+@pytest.mark.parametrize("option", ["--image", "--output"])
+def test_demo_name_too_long_for_a_file_is_one_line(folder: Path, option: str) -> None:
+    Image.new("RGB", (9, 9)).save("good.png")
+    message = fails("--image", "good.png", option, 300 * "a" + ".png")
+    assert message.startswith(f"tokensieve: {option} aaa")
+    assert "File name too long" in message
+
+
+def test_demo_does_not_overwrite_its_photo(folder: Path) -> None:
+    Image.new("RGB", (9, 9)).save("good.png")
+    assert "is the photo itself" in fails("--image", "good.png", "--output", "../" + folder.name + "/good.png")
+
+
+def test_demo_without_the_package_of_the_default_photo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert "give --image PATH, or pip install 'tokensieve[cli]'" in fails()
+
+
+def test_photo_is_turned_as_its_tag_says(tmp_path: Path) -> None:
+    tag = Image.Exif()
+    tag[0x0112] = 6  # the camera was held upright: the viewer turns it by 90 degrees
+    half = Image.new("RGB", (40, 20), "white")
+    half.paste("black", (0, 0, 20, 20))
+    half.save(tmp_path / "phone.png", exif=tag)
+    turned, _ = photo.load_photo(tmp_path / "phone.png")
+    assert turned.size == (20, 40)
+    assert (turned.getpixel((10, 5)), turned.getpixel((10, 35))) == ((0, 0, 0), (255, 255, 255))
+
+
+def test_photo_of_16_bits_is_scaled_and_of_floats_refused(folder: Path) -> None:
+    grey = Image.new("I;16", (3, 1))
+    for i, value in enumerate((0, 32896, 65535)):
+        grey.putpixel((i, 0), value)
+    grey.save("deep.png")
+    read, _ = photo.load_photo(folder / "deep.png")
+    assert [read.getpixel((i, 0)) for i in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+    Image.new("F", (3, 1)).save("float.tiff")
+    assert "mode F have no known range" in fails("--image", "float.tiff")
 
 
 @pytest.mark.parametrize(("name", "near"), [("PyramidDorp", "PyramidDrop"), ("fastvlm", "FasterVLM"), ("fast-v", "FastV")])

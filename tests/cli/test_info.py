@@ -46,10 +46,10 @@ def test_info_says_what_loaded_and_by_what_it_was_built() -> None:
 
 
 def test_info_names_why_the_cuda_library_did_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = _load.LoadState("baseline", False, "_C_cuda.so (built by nvcc 13.0) did not load: libfoo.so is missing", {})
+    state = _load.LoadState("baseline", False, "_C_cuda.so (built by nvcc 13.0) did not load: [/opt/libfoo.so] is missing", {})
     monkeypatch.setattr(_load, "STATE", state)
     out = invoke("info")
-    assert "not loaded: _C_cuda.so (built by nvcc 13.0) did not load: libfoo.so is missing" in out
+    assert "not loaded: _C_cuda.so (built by nvcc 13.0) did not load: [/opt/libfoo.so] is missing" in out
     assert "none in this install" in out
 
 

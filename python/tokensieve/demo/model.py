@@ -103,16 +103,28 @@ def checkpoint(path: Path, photo: Image, prompt: str) -> Subject:
     logging.set_verbosity_error()
     try:
         processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-        model = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True, dtype="auto").eval()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DemoError(f"--model {path}: transformers can't load it ({first})") from None
+        model, loading = AutoModelForImageTextToText.from_pretrained(path, local_files_only=True, dtype="auto", output_loading_info=True)
+    except Exception as error:  # broken files raise whatever their parser does: SafetensorError is no OSError
+        raise DemoError(f"--model {path}: transformers can't load it ({_first_line(error)})") from None
+    if missing := sorted(loading["missing_keys"]):  # transformers would fill them with random numbers
+        raise DemoError(f"--model {path}: the checkpoint lacks {len(missing)} of the model's weights, {missing[0]} for one")
+    model = model.eval()
     if torch.cuda.is_available():
         model = model.cuda()
-    inputs = processor(images=photo, text=_prompt(processor, prompt), return_tensors="pt").to(model.device)
+    try:
+        inputs = processor(images=photo, text=_prompt(processor, prompt), return_tensors="pt").to(model.device)
+    except ValueError as error:  # as for a prompt with an <image> of its own
+        raise DemoError(f"--prompt {prompt!r}: the processor of {path.name} refuses it ({_first_line(error)})") from None
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    token = getattr(model.config, "image_token_id", None)
+    if token is not None and not (inputs["input_ids"] == token).any():
+        raise DemoError(f"--model {path}: its processor puts no image token (id {token}) into the prompt")
     return Subject(model, dict(inputs), f"{path.name} ({type(model).__name__})", random=False, processor=processor)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _prompt(processor: Any, question: str) -> str:

@@ -18,19 +18,21 @@ def _part(output: Path) -> Path:
     return output.with_name(f".{output.name}.{os.getpid()}.part")
 
 
-def check_writable(output: Path) -> None:
+def check_writable(output: Path, photo: Path | None = None) -> None:
     """Tries the folder before the work starts, not after.
 
     Raises:
-        DemoError: not a PNG name, a folder of that name, no such folder, or no permission.
+        DemoError: not a PNG name, a folder of that name, no such folder, the photo itself, or no permission.
     """
     if output.suffix.lower() != ".png":
         raise DemoError(f"--output {output}: the picture is a PNG, so its name must end in .png")
-    if output.is_dir():
-        raise DemoError(f"--output {output}: is a folder")
-    if not output.parent.is_dir():
-        raise DemoError(f"--output {output}: there is no folder {output.parent}")
     try:
+        if output.is_dir():
+            raise DemoError(f"--output {output}: is a folder")
+        if not output.parent.is_dir():
+            raise DemoError(f"--output {output}: there is no folder {output.parent}")
+        if photo is not None and output.exists() and output.samefile(photo):
+            raise DemoError(f"--output {output}: is the photo itself, which would be overwritten")
         with _part(output).open("xb"):
             pass
     except OSError as error:

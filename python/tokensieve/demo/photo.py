@@ -28,19 +28,31 @@ def load_photo(path: Path | None) -> tuple[Image, str]:
         try:
             from sklearn.datasets import load_sample_image
         except ModuleNotFoundError:
-            raise DemoError("the default photo comes with scikit-learn, which is not installed; give --image PATH") from None
+            message = "scikit-learn, which holds the default photo, is not installed: give --image PATH, or pip install 'tokensieve[cli]'"
+            raise DemoError(message) from None
         return Image.fromarray(load_sample_image("china.jpg")), "china.jpg of scikit-learn"
-    if not path.exists():
-        raise DemoError(f"--image {path}: no such file")
-    if path.is_dir():
-        raise DemoError(f"--image {path}: is a folder, not an image file")
     try:
         with Image.open(path) as file:
-            return file.convert("RGB"), path.name  # convert reads the pixels: a cut-off file fails here
+            return _upright_rgb(file), path.name  # reads the pixels: a cut-off file fails here
+    except FileNotFoundError:
+        raise DemoError(f"--image {path}: no such file") from None
+    except IsADirectoryError:
+        raise DemoError(f"--image {path}: is a folder, not an image file") from None
     except UnidentifiedImageError:
         raise DemoError(f"--image {path}: not an image that pillow can read") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DemoError(f"--image {path}: can't be read as an image ({error})") from None
+
+
+def _upright_rgb(image: Image) -> Image:
+    """The photo as a viewer shows it: turned as its EXIF tag says, 16-bit grey scaled to 8 bits (convert would clip it to white)."""
+    from PIL import ImageOps
+
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no known range; save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def centre_square(photo: Image, side: int) -> Image:

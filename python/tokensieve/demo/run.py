@@ -54,8 +54,8 @@ def run(options: Options, console: Console) -> None:
         DemoError: an option that can't work; nothing was written.
     """
     method = make_method(options.method)
-    check_writable(options.output)
     photo, origin = load_photo(options.image)
+    check_writable(options.output, options.image)
     with progress(total=11) as stage:
         stage("loading transformers")
         from . import model as models
@@ -71,7 +71,7 @@ def run(options: Options, console: Console) -> None:
         page = picture.draw(photo, origin, subject, method, result.run)
         save(page, options.output)
     tables.show(console, subject, method, result, origin)
-    console.print(f"\nwrote {options.output} ({page.width} x {page.height})")
+    console.print(f"\nwrote {options.output} ({page.width} x {page.height})", markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ def show(console: Console, subject: Subject, method: Any, result: Result, origin
         console.print(f"\n[bold]{title}[/]")
         console.print(table)
 
-    console.print(f"[bold]{method.title}[/] ({method.paper}) on {origin}")
-    console.print(f"Model: {subject.description}.")
+    console.print(f"[bold]{method.title}[/] ({method.paper}) on {escape(origin)}")
+    console.print(f"Model: {subject.description}.", markup=False)
     if subject.random:
         console.print("[yellow]Random weights: timings and mechanics are real, the choice of tokens is not.[/]")
     console.print(f"Prompt: {subject.length} tokens, {subject.image_tokens} of them image.")
