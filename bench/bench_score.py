@@ -25,7 +25,8 @@ def build(settings: Settings) -> Iterator[Case]:
             yield case(shape, "last row", 1, 1, dtype, settings.device)
         for shape in (cases.LLAVA15, cases.LLAVA_NEXT):
             yield case(shape, "16 text rows", 1, 16, dtype, settings.device)
-        yield training(cases.CLIP, 8, dtype, settings.device)
+        yield training(cases.CLIP, "CLS row", 8, 1, dtype, settings.device)
+        yield training(cases.LLAVA15, "16 text rows", 1, 16, dtype, settings.device)
 
 
 def case(shape: Shape, what: str, B: int, L: int, dtype: torch.dtype, device: str) -> Case:
@@ -65,8 +66,8 @@ def case(shape: Shape, what: str, B: int, L: int, dtype: torch.dtype, device: st
     )
 
 
-def training(shape: Shape, B: int, dtype: torch.dtype, device: str) -> Case:
-    """EViT: the CLS row's scores, and the gradients of a loss on them."""
+def training(shape: Shape, what: str, B: int, L: int, dtype: torch.dtype, device: str) -> Case:
+    """EViT's CLS row, text rows: their scores, and the gradients of a loss on them."""
 
     def step(scores_of: Function) -> Function:
         def run(query: Tensor, key: Tensor, weights: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ def training(shape: Shape, B: int, dtype: torch.dtype, device: str) -> Case:
         return run
 
     def inputs(seed: int) -> Inputs:
-        return *cases.queries_keys(seed, shape, B, 1, dtype, device), cases.randn(seed + 5, B, shape.R, device=device)
+        return *cases.queries_keys(seed, shape, B, L, dtype, device), cases.randn(seed + 5, B, shape.R, device=device)
 
     def check(inputs: Inputs, output: Tensor, is_ours: bool) -> str | None:
         want = step(lambda q, k: reference.attention_scores(q, k, key_range=shape.image)[0])(*(t.double() for t in inputs))
@@ -86,12 +87,12 @@ def training(shape: Shape, B: int, dtype: torch.dtype, device: str) -> Case:
     key_bytes = B * shape.Hkv * shape.N * shape.D * dtype.itemsize
     return Case(
         op="attention_scores",
-        case=f"{shape.label}, CLS row and gradients, B={B}",
+        case=f"{shape.label}, {what} and gradients" + (f", B={B}" if B > 1 else ""),
         dtype=cases.name(dtype),
         inputs=inputs,
         ours=step(lambda q, k: ts.attention_scores(q, k, key_range=shape.image)),
         peers={"smart eager": step(lambda q, k: peers.few_row_scores(q, k, shape.image))},
         check=check,
         bytes=3 * key_bytes,
-        quick=dtype == torch.float32,
+        quick=dtype == torch.float32 and L == 1,
     )

@@ -94,29 +94,91 @@ static float row_terms(const GradTask& t, int64_t b, int64_t h, int64_t l, int64
   return reduce_add(total);
 }
 
-// to[d] = sum over n < count of weight[n] * key[n][d], 64 dimensions at a time.
-template <typename T>
-static void weighted_keys(float* to, const float* weight, const T* key, int64_t stride, int64_t count, int64_t D) {
-  for (int64_t d = 0; d < D; d += 4 * kLanes) {
-    Vec sum[4] = {zero(), zero(), zero(), zero()};
-    const int64_t left = D - d;
-    for (int64_t n = 0; n < count; ++n) {
-      const Vec w = splat(weight[n]);
-      const T* const k = key + n * stride + d;
-      for (int v = 0; v < 4; ++v) {
-        const int64_t rest = left - v * kLanes;
-        if (rest > 0) sum[v] = fma(w, rest >= kLanes ? load(k + v * kLanes) : load_n(k + v * kLanes, rest), sum[v]);
-      }
-    }
-    for (int v = 0; v < 4; ++v) store_upto(to + d + v * kLanes, sum[v], left - v * kLanes);
+// The register tile of steps 1 and 3: kSums sums of weight x row, each over 16 or 32 dimensions, rows in order.
+constexpr int kTileSums = TS_ISA_LEVEL == 2 ? 8 : 4, kTileVecs = TS_ISA_LEVEL == 2 ? 2 : 1;
+constexpr int64_t kTileDims = kTileVecs * kLanes;
+
+// Loops over the sums are unrolled: else the sums live in memory, cleared by a slow rep stos.
+template <int kSums>
+TS_INLINE void clear(Vec (&sum)[kSums][kTileVecs]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kSums; ++i) {
+    for (int v = 0; v < kTileVecs; ++v) sum[i][v] = zero();
   }
 }
 
-static const float* grad_query_row(const GradTask& t, int64_t row) {  // row = (b * H + h) * L + l
+// sum[i] += weight(i) * row[0, left), left > 0.
+template <int kSums, bool kFull, typename T, typename Weight>
+TS_INLINE void add_row(Vec (&sum)[kSums][kTileVecs], const T* row, int64_t left, const Weight& weight) {
+  Vec x[kTileVecs];
+  for (int v = 0; v < kTileVecs; ++v) {
+    x[v] = kFull ? load(row + v * kLanes) : left > v * kLanes ? load_upto(row + v * kLanes, left - v * kLanes) : zero();
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kSums; ++i) {
+    const Vec w = splat(weight(i));
+    for (int v = 0; v < kTileVecs; ++v) sum[i][v] = fma(w, x[v], sum[i][v]);
+  }
+}
+
+struct KeySum {  // to[d] = sum over n < count of weight[n] * key[n][d]
+  const float* weight;
+  int64_t count;
+  float* to;
+};
+
+template <int kSums, bool kFull, typename T>
+static void weighted_tile(const KeySum* sums, const T* key, int64_t stride, int64_t d, int64_t left) {
+  int64_t common = sums[0].count;
+  for (int i = 1; i < kSums; ++i) common = smaller(common, sums[i].count);
+  Vec sum[kSums][kTileVecs];
+  clear(sum);
+  for (int64_t n = 0; n < common; ++n) {
+    add_row<kSums, kFull>(sum, key + n * stride + d, left, [&](int i) { return sums[i].weight[n]; });
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kSums; ++i) {  // keys that not all of the rows see
+    Vec one[1][kTileVecs];
+    for (int v = 0; v < kTileVecs; ++v) one[0][v] = sum[i][v];
+    for (int64_t n = common; n < sums[i].count; ++n) {
+      add_row<1, kFull>(one, key + n * stride + d, left, [&](int) { return sums[i].weight[n]; });
+    }
+    for (int v = 0; v < kTileVecs; ++v) store_upto(sums[i].to + d + v * kLanes, one[0][v], left - v * kLanes);
+  }
+}
+
+template <int kSums, typename T>
+static void weighted_sums(const KeySum* sums, const T* key, int64_t stride, int64_t D) {
+  for (int64_t d = 0; d < D; d += kTileDims) {
+    if (D - d >= kTileDims) {
+      weighted_tile<kSums, true>(sums, key, stride, d, D - d);
+    } else {
+      weighted_tile<kSums, false>(sums, key, stride, d, D - d);
+    }
+  }
+}
+
+template <typename T>
+static void weighted_keys(const KeySum* sums, int64_t num, const T* key, int64_t stride, int64_t D) {
+  int64_t i = 0;
+  for (; i + kTileSums <= num; i += kTileSums) weighted_sums<kTileSums>(sums + i, key, stride, D);
+  for (; i + 2 <= num; i += 2) weighted_sums<2>(sums + i, key, stride, D);
+  if (i < num) weighted_sums<1>(sums + i, key, stride, D);
+}
+
+// Query rows of a key head's group in float32.
+struct QueryRows {
+  const float* first;
+  int64_t head, row;  // floats from one to the next
+
+  const float* at(int64_t h, int64_t l) const { return first + h * head + l * row; }
+};
+static QueryRows query_rows(const GradTask& t, int64_t head) {
   const ScoreParams& p = t.p;
-  if (p.dtype != DType::kFloat32) return t.work + t.at.query + row * p.D;
-  const int64_t l = row % p.L, h = row / p.L % p.H, b = row / p.L / p.H;
-  return static_cast<const float*>(p.query) + b * p.query_stride[0] + h * p.query_stride[1] + l * p.query_stride[2];
+  const int64_t group = p.H / p.Hkv, h = head % p.Hkv * group;
+  if (p.dtype != DType::kFloat32) return {t.work + t.at.query + head * group * p.L * p.D, p.L * p.D, p.D};
+  const float* const query = static_cast<const float*>(p.query);
+  return {query + head / p.Hkv * p.query_stride[0] + h * p.query_stride[1], p.query_stride[1], p.query_stride[2]};
 }
 
 template <typename T>
@@ -125,23 +187,27 @@ static void terms_task(const GradTask& t, int64_t head, int64_t c) {
   const int64_t group = p.H / p.Hkv, b = head / p.Hkv, rows = group * p.L, first = head * rows;
   const int64_t key = t.at.key_begin + c * kGradChunk, keys = smaller(kGradChunk, t.at.key_end - key);
   const T* const base = static_cast<const T*>(p.key) + b * p.key_stride[0] + head % p.Hkv * p.key_stride[1] + key * p.key_stride[2];
+  const QueryRows queries = query_rows(t, head);
   for (int64_t r0 = 0; r0 < rows; r0 += kGradRows) {
     const int64_t count = smaller(kGradRows, rows - r0);
     const float* query[kGradRows];
     float* const u = t.work + t.at.u + (first + r0) * t.at.stride + c * kGradChunk;
-    for (int64_t r = 0; r < count; ++r) query[r] = grad_query_row(t, first + r0 + r);
+    for (int64_t r = 0; r < count; ++r) query[r] = queries.at((r0 + r) / p.L, (r0 + r) % p.L);
     dot_chunk(Rows{query, u, count, t.at.stride}, base, p.key_stride[2], keys, p.D);
+    KeySum sums[2 * kGradRows];
+    int64_t num = 0;
     for (int64_t r = 0; r < count; ++r) {
       const int64_t row = first + r0 + r, l = row % p.L, h = row / p.L % p.H;
       float g[kGradChunk];
       float* const ps = t.at.with_p ? t.work + t.at.p + row * t.at.stride + c * kGradChunk : nullptr;
-      float* const sums = t.work + t.at.sums + (row * t.at.num_chunks + c) * (2 * p.D + 1);
+      float* const out = t.work + t.at.sums + (row * t.at.num_chunks + c) * (2 * p.D + 1);
       const int64_t visible = larger(0, smaller(visible_keys(p, b, l) - key, keys));
       score_gradients(t, b, h, l, key, keys, g);
-      sums[2 * p.D] = row_terms(t, b, h, l, key, visible, g, u + r * t.at.stride, ps);
-      weighted_keys(sums, u + r * t.at.stride, base, p.key_stride[2], visible, p.D);
-      if (ps != nullptr) weighted_keys(sums + p.D, ps, base, p.key_stride[2], visible, p.D);
+      out[2 * p.D] = row_terms(t, b, h, l, key, visible, g, u + r * t.at.stride, ps);
+      sums[num++] = {u + r * t.at.stride, visible, out};
+      if (ps != nullptr) sums[num++] = {ps, visible, out + p.D};
     }
+    weighted_keys(sums, num, base, p.key_stride[2], p.D);
   }
 }
 
@@ -173,6 +239,45 @@ static void query_task(const GradTask& t, int64_t row) {
 }
 
 template <typename T>
+struct KeyGrad {
+  QueryRows queries;
+  const float* u;
+  int64_t stride;  // of u
+  T* to;           // [keys, D]
+};
+
+template <int kSums, bool kFull, typename T>
+static void key_tile(const ScoreParams& p, int64_t group, const KeyGrad<T>& at, int64_t n, int64_t d) {
+  const int64_t left = p.D - d;
+  const float* u = at.u + n;
+  Vec sum[kSums][kTileVecs];
+  clear(sum);
+  for (int64_t h = 0; h < group; ++h) {
+    for (int64_t l = 0; l < p.L; ++l, u += at.stride) {
+      add_row<kSums, kFull>(sum, at.queries.at(h, l) + d, left, [&](int i) { return u[i]; });
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kSums; ++i) {
+    for (int v = 0; v < kTileVecs; ++v) {
+      store_upto(at.to + (n + i) * p.D + d + v * kLanes, mul(sum[i][v], splat(p.scale)), left - v * kLanes);
+    }
+  }
+}
+
+// dk of kSums keys from key n on.
+template <int kSums, typename T>
+static void key_sums(const ScoreParams& p, int64_t group, const KeyGrad<T>& at, int64_t n) {
+  for (int64_t d = 0; d < p.D; d += kTileDims) {
+    if (p.D - d >= kTileDims) {
+      key_tile<kSums, true>(p, group, at, n, d);
+    } else {
+      key_tile<kSums, false>(p, group, at, n, d);
+    }
+  }
+}
+
+template <typename T>
 static void key_task(const GradTask& t, int64_t head, int64_t c) {
   const ScoreParams& p = t.p;
   const int64_t group = p.H / p.Hkv, rows = group * p.L, first = head * rows;
@@ -183,22 +288,11 @@ static void key_task(const GradTask& t, int64_t head, int64_t c) {
     const Vec minus = splat(-t.work[t.at.e + first + r]);
     for (int64_t i = 0; i < kGradChunk; i += kLanes) store(u + i, fma(minus, load(ps + i), load(u + i)));
   }
-  const float* const u = t.work + t.at.u + first * t.at.stride + c * kGradChunk;
-  T* const to = static_cast<T*>(t.g.key_grad) + (head * p.N + key) * p.D;
-  for (int64_t n = 0; n < keys; ++n) {
-    for (int64_t d = 0; d < p.D; d += kLanes) {
-      Vec sum = zero();
-      for (int64_t r = 0; r < rows; ++r) {
-        sum = fma(splat(u[r * t.at.stride + n]), load_upto(grad_query_row(t, first + r) + d, p.D - d), sum);
-      }
-      sum = mul(sum, splat(p.scale));
-      if (p.D - d >= kLanes) {
-        store(to + n * p.D + d, sum);
-      } else {
-        store_n(to + n * p.D + d, sum, p.D - d);
-      }
-    }
-  }
+  const KeyGrad<T> at = {query_rows(t, head), t.work + t.at.u + first * t.at.stride + c * kGradChunk, t.at.stride,
+                         static_cast<T*>(t.g.key_grad) + (head * p.N + key) * p.D};
+  int64_t n = 0;
+  for (; n + kTileSums <= keys; n += kTileSums) key_sums<kTileSums>(p, group, at, n);
+  for (; n < keys; ++n) key_sums<1>(p, group, at, n);
 }
 
 template <typename T>
