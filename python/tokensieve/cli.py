@@ -29,15 +29,24 @@ def fail(message: str, code: int = 2) -> typer.Exit:
     return typer.Exit(code)
 
 
+def _console() -> Console:
+    """At least 80 columns, also in a narrower terminal: it wraps lines, where a narrower table would cut its numbers."""
+    console = Console(highlight=False)
+    console.width = max(console.width, 80)
+    return console
+
+
 @app.command()
 def info() -> None:
     """Say what loaded, built by what, for which machines, and why a library did not load."""
     from .info import lines
 
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")  # a long path goes on in the next line
     for name, text in lines():
         table.add_row(f"[bold]{name}[/]", escape(text))
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 @app.command()
@@ -47,10 +56,10 @@ def methods() -> None:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 1, 0))
     for heading in ("method", "paper", "tokens leave", "what it does"):
-        table.add_column(heading, no_wrap=heading in ("method", "paper"), min_width=12)
+        table.add_column(heading, no_wrap=heading in ("method", "paper"), min_width=12, overflow="fold")
     for row in method_rows():
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 @app.command()
@@ -60,7 +69,7 @@ def demo(
     model: Annotated[Path | None, typer.Option(help="A local checkpoint folder of a LLaVA model. Default: small random weights.")] = None,
     output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("demo.png"),
     prompt: Annotated[str, typer.Option(help="The question to a checkpoint.")] = "What is shown in this photo?",
-    seed: Annotated[int, typer.Option(min=0, help="Of the random weights and the random question.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random weights and the random question.")] = 0,
     layers: Annotated[int, typer.Option(min=1, help="Decoder layers of the random model.")] = 32,
     hidden: Annotated[int, typer.Option(min=64, help="Width of the random model's decoder.")] = 512,
 ) -> None:
@@ -70,7 +79,7 @@ def demo(
     try:
         from .demo.run import Options, run
 
-        run(Options(image, method, model, output, prompt, seed, layers, hidden), Console(highlight=False))
+        run(Options(image, method, model, output, prompt, seed, layers, hidden), _console())
     except DemoError as error:
         raise fail(str(error)) from None
     except ImportError as error:

@@ -131,7 +131,8 @@ def test_demo_draws_the_mosaic_of_an_any_resolution_checkpoint(folder: Path) -> 
     assert fails("--model", "next", "--image", "own.png", "--method", "FasterVLM") == (
         "tokensieve: FasterVLM: tokens must be at most N=16 patches, got 144"
     )
-    result = demo("--model", "next", "--image", "own.png", "--method", "FastV")
+    result = CliRunner().invoke(app, ["demo", "--model", "next", "--image", "own.png", "--method", "FastV"], env={"COLUMNS": "20"})
+    assert "\N{HORIZONTAL ELLIPSIS}" not in result.stdout, "a number is cut in a narrow terminal"
     assert result.exit_code == 0, result.output
     with Image.open("demo.png") as picture:
         assert picture.width == 24 + 2 * 408
@@ -250,6 +251,12 @@ def test_demo_method_that_does_not_fit_the_model(folder: Path) -> None:
     message = fails("--layers", "10")
     assert "PyramidDrop" in message
     assert "16, 24" in message
+
+
+def test_demo_seed_beyond_its_range_is_refused(folder: Path) -> None:
+    result = demo("--seed", str(2**64))
+    assert result.exit_code == 2
+    assert "Invalid value for '--seed'" in result.stderr
 
 
 def test_demo_seed_decides(folder: Path) -> None:

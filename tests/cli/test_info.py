@@ -45,6 +45,16 @@ def test_info_says_what_loaded_and_by_what_it_was_built() -> None:
         assert all(f"sm_{arch}" in out for arch in f["cuda_built"]["archs"])
 
 
+@pytest.mark.parametrize(("command", "columns"), [("info", "20"), ("methods", "20"), ("methods", "80")])
+def test_narrow_terminals_lose_no_text(command: str, columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_load, "FOLDER", Path("/" + 200 * "x"))
+    result = CliRunner().invoke(app, [command], env={"COLUMNS": columns})
+    assert result.exit_code == 0
+    assert "\N{HORIZONTAL ELLIPSIS}" not in result.output
+    if command == "info":
+        assert result.output.count("x") >= 200
+
+
 def test_info_names_why_the_cuda_library_did_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     state = _load.LoadState("baseline", False, "_C_cuda.so (built by nvcc 13.0) did not load: [/opt/libfoo.so] is missing", {})
     monkeypatch.setattr(_load, "STATE", state)
