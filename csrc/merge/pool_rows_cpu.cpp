@@ -1,8 +1,8 @@
 // pool_runs and row_column_means on the CPU, and their gradients.
 //
 // Runs: an output row is a token's copy or the mean of `stride` neighbours, 64 channels in registers. bytes (S + R) C, bound by memory.
-// Means: x [B, T, N, C] is read once. Four frames at a time: their row sums stay in the first-level cache, the column sums (N x channels of
-//   a block) in the second. 100 x 256 x 1024 floats: 105 MB, where two calls of mean read 210.
+// Means: x [B, T, N, C] is read once, in runs of 256 channels: eight tokens of all frames at a time, whose column sums stay in the first-level
+//   cache, the row sums (T x 256) in the second. 100 x 256 x 1024 floats: 105 MB, where two calls of mean read 210.
 // Deterministic: float32, ascending tokens and frames, whatever the number of threads; mean = sum / count.
 #include <cstring>
 
@@ -123,44 +123,63 @@ Status runs_grad_level(const RunsParams& p, ParallelForFn threads) {
   return Status::success();
 }
 
-constexpr int kFrames = 4;
+constexpr int kTokens = static_cast<int>(pool::kMeansTokens);
 
-// Channels [begin, end) of a batch row. sums: rows [kFrames, width], columns [N, width].
+template <typename T>
+static void write_means(T* to, const float* sums, int64_t width, int64_t count) {
+  for (int64_t c = 0; c < width; c += kLanes) {
+    store_upto(to + c, div(load_upto(sums + c, width - c), splat(static_cast<float>(count))), width - c);
+  }
+}
+
+// kCount tokens of one frame, C floats apart at `from`: added to the frame's row sum in their order, and each to its column sum.
+template <int kCount, bool kFull, typename T>
+TS_INLINE void add_tokens(const T* from, int64_t stride_n, float* row, float* columns, int64_t width, int64_t left) {
+  Vec sum = kFull ? load(row) : load_n(row, left);
+#pragma GCC unroll 8
+  for (int n = 0; n < kCount; ++n) {
+    const Vec value = kFull ? load(from + n * stride_n) : load_n(from + n * stride_n, left);
+    float* const column = columns + n * width;
+    sum = add(sum, value);
+    if (kFull) {
+      store(column, add(load(column), value));
+    } else {
+      store_n(column, add(load_n(column, left), value), left);
+    }
+  }
+  if (kFull) {
+    store(row, sum);
+  } else {
+    store_n(row, sum, left);
+  }
+}
+
+// kCount tokens of all frames: on top of the row sums [T, width], and their column sums [kCount, width] written out.
+template <int kCount, typename T>
+static void sum_tokens(const MeansParams& p, const T* x, int64_t width, float* rows, float* columns, T* to) {
+  const int64_t full = width / kLanes * kLanes;
+  memset(columns, 0, static_cast<size_t>(kCount * width) * sizeof(float));
+  for (int64_t t = 0; t < p.T; ++t) {
+    const T* const from = x + t * p.stride_t;
+    float* const row = rows + t * width;
+    for (int64_t c = 0; c < full; c += kLanes) add_tokens<kCount, true>(from + c, p.stride_n, row + c, columns + c, width, kLanes);
+    if (full < width) add_tokens<kCount, false>(from + full, p.stride_n, row + full, columns + full, width, width - full);
+  }
+  for (int n = 0; n < kCount; ++n) write_means(to + n * p.C, columns + n * width, width, p.T);
+}
+
+// Channels [begin, end) of a batch row. sums: rows [T, width], columns [kTokens, width].
 template <typename T>
 static void means_block(const MeansParams& p, int64_t b, int64_t begin, int64_t end, float* sums) {
   const int64_t width = end - begin;
-  float* const columns = sums + kFrames * width;
+  float* const columns = sums + p.T * width;
   const T* const x = static_cast<const T*>(p.x) + b * p.stride_b + begin;
-  memset(columns, 0, static_cast<size_t>(p.N * width) * sizeof(float));
-  for (int64_t t = 0; t < p.T; t += kFrames) {
-    const int64_t frames = smaller(kFrames, p.T - t);
-    memset(sums, 0, static_cast<size_t>(kFrames * width) * sizeof(float));
-    for (int64_t n = 0; n < p.N; ++n) {
-      const T* const from = x + t * p.stride_t + n * p.stride_n;
-      for (int64_t c = 0; c < width; c += kLanes) {
-        const int64_t left = width - c;
-        Vec column = load_upto(columns + n * width + c, left);
-        for (int64_t f = 0; f < frames; ++f) {
-          const Vec value = load_upto(from + f * p.stride_t + c, left);
-          column = add(column, value);
-          store_upto(sums + f * width + c, add(load_upto(sums + f * width + c, left), value), left);
-        }
-        store_upto(columns + n * width + c, column, left);
-      }
-    }
-    for (int64_t f = 0; f < frames; ++f) {
-      T* const to = static_cast<T*>(p.rows) + (b * p.T + t + f) * p.C + begin;
-      for (int64_t c = 0; c < width; c += kLanes) {
-        store_upto(to + c, div(load_upto(sums + f * width + c, width - c), splat(static_cast<float>(p.N))), width - c);
-      }
-    }
-  }
-  for (int64_t n = 0; n < p.N; ++n) {
-    T* const to = static_cast<T*>(p.columns) + (b * p.N + n) * p.C + begin;
-    for (int64_t c = 0; c < width; c += kLanes) {
-      store_upto(to + c, div(load_upto(columns + n * width + c, width - c), splat(static_cast<float>(p.T))), width - c);
-    }
-  }
+  T* const to = static_cast<T*>(p.columns) + b * p.N * p.C + begin;
+  memset(sums, 0, static_cast<size_t>(p.T * width) * sizeof(float));
+  int64_t n = 0;
+  for (; n + kTokens <= p.N; n += kTokens) sum_tokens<kTokens>(p, x + n * p.stride_n, width, sums, columns, to + n * p.C);
+  for (; n < p.N; ++n) sum_tokens<1>(p, x + n * p.stride_n, width, sums, columns, to + n * p.C);
+  for (int64_t t = 0; t < p.T; ++t) write_means(static_cast<T*>(p.rows) + (b * p.T + t) * p.C + begin, sums + t * width, width, p.N);
 }
 
 Status means_level(const MeansParams& p, ParallelForFn threads) {
@@ -169,7 +188,7 @@ Status means_level(const MeansParams& p, ParallelForFn threads) {
   parallel_for(threads, p.B * blocks, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t begin = i % blocks * width, end = smaller(begin + width, p.C);
-      float* const sums = static_cast<float*>(p.workspace) + i * (kFrames + p.N) * width;
+      float* const sums = static_cast<float*>(p.workspace) + i * (kTokens + p.T) * width;
       if (p.dtype == DType::kFloat32) {
         means_block<float>(p, i / blocks, begin, end, sums);
       } else if (p.dtype == DType::kFloat16) {
