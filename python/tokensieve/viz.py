@@ -31,7 +31,7 @@ def overlay(image: Image, kept: Sequence[int] | Tensor, grid: tuple[int, int]) -
         An RGB image of the same size.
 
     Raises:
-        TypeError: kept or grid hold no integers.
+        TypeError: image is no picture, or kept or grid hold no integers.
         ValueError: a patch outside the grid, a grid without patches or finer than the pixels.
 
     Deterministic; reads kept on the host.
@@ -70,7 +70,7 @@ def groups(image: Image, labels: Sequence[int] | Tensor, grid: tuple[int, int]) 
         An RGB image of the same size. A group whose patches don't touch shows as several areas of one colour.
 
     Raises:
-        TypeError: labels or grid hold no integers.
+        TypeError: image is no picture, or labels or grid hold no integers.
         ValueError: a number of labels that is not the grid's, a grid without patches or finer than the pixels.
 
     Deterministic; reads labels on the host.
@@ -112,6 +112,10 @@ def groups(image: Image, labels: Sequence[int] | Tensor, grid: tuple[int, int]) 
 
 
 def _grid(grid: tuple[int, int], image: Image, caller: str) -> tuple[int, int]:
+    from PIL import Image as Images
+
+    if not isinstance(image, Images.Image):
+        raise TypeError(f"tokensieve.viz.{caller}: image must be a PIL.Image.Image, got {type(image).__name__}")
     if len(grid) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) for n in grid):
         raise TypeError(f"tokensieve.viz.{caller}: grid must be a pair (rows, columns) of ints, got {grid!r}")
     if min(grid) < 1:

@@ -109,6 +109,13 @@ def test_sheet_keeps_the_shape_of_a_wide_photo() -> None:
     assert page.getpixel((24 + 100, 72 + 44 + 10)) == viz.PAPER
 
 
+@pytest.mark.parametrize("image", [None, "x.png", torch.zeros(3, 8, 8)])
+def test_overlay_and_groups_of_what_is_no_picture(image: Any) -> None:
+    for call, numbers in ((viz.overlay, [0]), (viz.groups, [0, 0])):
+        with pytest.raises(TypeError, match=rf"viz.{call.__name__}: image must be a PIL.Image.Image, got {type(image).__name__}"):
+            call(image, numbers, (1, 2))
+
+
 @pytest.mark.parametrize("size", [(1, 20000), (20000, 1), (1, 1)])
 def test_sheet_of_a_line_of_one_pixel(size: tuple[int, int]) -> None:
     page = viz.sheet("", [("", [viz.Panel(Image.new("RGB", size, "white"), "")])], panel=100)
