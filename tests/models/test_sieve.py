@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from typing import Any
 
 import pytest
@@ -282,6 +284,42 @@ def test_generate_stopped_in_the_middle_leaves_the_model_as_before(method: Any) 
 
 
 @torch.no_grad()
+def test_a_copy_made_inside_a_sieve_is_refused() -> None:
+    model = tiny.llama()
+    with torch.no_grad(), sieve(model, FastV(layer=1), spans=[(2, 8)]):
+        copied = copy.deepcopy(model)
+        model(torch.arange(14)[None])
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"LlamaModel is a copy made inside a sieve .* copy it outside"):
+        copied(torch.arange(14)[None])
+
+
+def test_a_second_thread_in_the_middle_of_a_call_is_refused_and_one_after_it_is_not() -> None:
+    model, said = tiny.llama(), []
+
+    def forward(*_: Any) -> None:
+        try:
+            with torch.no_grad():
+                model(torch.arange(14)[None])
+        except RuntimeError as error:
+            said.append(str(error))
+
+    def elsewhere(*_: Any) -> None:
+        thread = threading.Thread(target=forward)
+        thread.start()
+        thread.join()
+
+    with sieve(model, FastV(layer=1), spans=[(2, 8)]) as run:
+        handle = model.model.layers[2].register_forward_pre_hook(elsewhere)
+        forward()
+        handle.remove()
+        assert len(said) == 2
+        assert all("one thread at a time, got two" in line for line in said)
+        forward()
+        elsewhere()
+        assert len(said) == 2
+        assert run.report.tokens[-1] == 10
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_hidden_states_and_attentions_can_be_asked_for(method: Any) -> None:
     model, x = tiny.llava("eager"), llava_inputs()

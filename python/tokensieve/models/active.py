@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+_THREADS = "tokensieve.sieve: a model inside a sieve must be run by one thread at a time, got two; give each thread its own model"
 _ACTIVE: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
@@ -30,6 +32,37 @@ def release(modules: Sequence[Any]) -> None:
     """Undoes `claim`."""
     for module in modules:
         _ACTIVE.pop(module, None)
+
+
+def guard(module: Any, enter: Callable[..., Any], leave: Callable[..., None]) -> list[Any]:
+    """Hooks before and after a claimed module that refuse a copy of it (which carries half of the sieve) and a second thread.
+
+    Returns:
+        The handles. Both threads get the error: of a multimodal model, the second one has already told the run about its images.
+    """
+    inside: list[threading.Thread] = []  # the owner of the running call, then whoever came meanwhile
+
+    def before(called: Any, args: Any, kwargs: Any) -> Any:
+        if called not in _ACTIVE:
+            raise RuntimeError(
+                f"tokensieve.sieve: this {type(called).__name__} is a copy made inside a sieve and has half of its hooks; copy it outside"
+            )
+        here = threading.current_thread()
+        inside[:] = [thread for thread in inside if thread.is_alive() and thread is not here] + [here]
+        if len(inside) > 1:
+            raise RuntimeError(_THREADS)
+        return enter(called, args, kwargs)
+
+    def after(called: Any, args: Any, output: Any) -> None:
+        if not inside or inside[0] is not threading.current_thread():
+            return
+        disturbed = len(inside) > 1
+        inside.clear()
+        leave(called, args, output)
+        if disturbed:
+            raise RuntimeError(_THREADS)
+
+    return [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after, always_call=True)]
 
 
 def require_uncompiled(model: Any) -> None:

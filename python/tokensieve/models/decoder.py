@@ -14,6 +14,7 @@ from .. import ops
 from ..methods.base import DecoderMethod, EncoderMethod, Method, Stage
 from ..methods.positions import token_mask
 from ..methods.views import StageView
+from .active import guard
 from .call import Call, Record
 from .capture import listen
 from .drop import AllRows, Dropped, Rows, counted, drop, drop_marked, project, put_back, rank_held, reordered
@@ -54,8 +55,7 @@ class DecoderSieve:
     def hooks(self) -> list[Any]:
         """Registers everything on the decoder."""
         decoder = self.parts.decoder
-        handles = [decoder.register_forward_pre_hook(self._enter, with_kwargs=True)]
-        handles.append(decoder.register_forward_hook(self._leave, always_call=True))
+        handles = guard(decoder, self._enter, self._leave)
         for index, layer in enumerate(self.parts.layers):
             handles.append(layer.register_forward_pre_hook(partial(self._before_layer, index), with_kwargs=True))
         for source in {stage.source for stage in self.stages if stage.source not in (None, stage.layer) and stage.rope}:
