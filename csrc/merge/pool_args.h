@@ -109,7 +109,7 @@ static constexpr int64_t rows(const RunsParams& p) { return p.S - p.images * (p.
 
 // means_cpu: tokens whose column sums are alive, and channels of a task. 1 KB runs of float32 read a page four times; with 128 channels and
 // eight times the first-level TLB missed at every run, and a call took 1.3 times as long.
-constexpr int kMeansTokens = 8;
+constexpr int kMeansRun = 8;
 static constexpr int64_t means_width(const MeansParams& p) { return p.C > 0 && p.C < 256 ? p.C : 256; }
 
 }  // namespace pool

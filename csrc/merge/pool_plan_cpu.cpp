@@ -30,7 +30,7 @@ PoolPlan runs_plan_cpu(const RunsParams& p) {
 PoolPlan means_plan_cpu(const MeansParams& p) {
   PoolPlan plan;
   const int64_t width = pool::means_width(p), blocks = (p.C + width - 1) / width;
-  plan.workspace_bytes = p.B * blocks * (pool::kMeansTokens + p.T) * width * 4;
+  plan.workspace_bytes = p.B * blocks * (pool::kMeansRun + p.T) * width * 4;
   plan.bytes_moved = p.B * (p.T * p.N + p.T + p.N) * p.C * dtype_bytes(p.dtype);
   return plan;
 }

@@ -123,7 +123,7 @@ Status runs_grad_level(const RunsParams& p, ParallelForFn threads) {
   return Status::success();
 }
 
-constexpr int kTokens = static_cast<int>(pool::kMeansTokens);
+constexpr int kTokens = static_cast<int>(pool::kMeansRun);
 
 template <typename T>
 static void write_means(T* to, const float* sums, int64_t width, int64_t count) {
