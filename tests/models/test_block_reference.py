@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from reference import vit as reference
 from tokensieve.methods import EViT, ToMe
 
-from models.encoders import MODELS, encoder, pixels, run_encoder, timm_model
+from models.encoders import MODELS, PairMerge, encoder, pixels, run_encoder, timm_model
 
 METHODS = {
     "tome": (lambda: ToMe(r=8), lambda prefix: reference.tome(8, prefix)),
@@ -115,3 +116,13 @@ def test_overlay_shows_what_merged() -> None:
         run.overlay(photo, sample=2)
     with pytest.raises(ValueError, match=r"needs grid=\(rows, columns\) of 64 patches, got \(3, 3\)"):
         run.overlay(photo, grid=(3, 3))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_copy_of_an_encoder_made_inside_a_sieve_is_refused(kind: str) -> None:
+    model = encoder(kind)
+    with ts.sieve(model, PairMerge()):
+        copied = copy.deepcopy(model)
+        with pytest.raises(RuntimeError, match="is a copy made inside a sieve and has half of its hooks; copy it outside"):
+            run_encoder(copied, pixels())
+        run_encoder(model, pixels())

@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 _THREADS = "tokensieve.sieve: a model inside a sieve must be run by one thread at a time, got two; give each thread its own model"
 _ACTIVE: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
@@ -34,6 +36,14 @@ def release(modules: Sequence[Any]) -> None:
         _ACTIVE.pop(module, None)
 
 
+def refuse_copy(module: Any, *_: Any) -> None:
+    """Raises RuntimeError for a module that no run holds: it is a copy of one that was, with half of the sieve. Also a forward pre-hook."""
+    if not torch.compiler.is_compiling() and module not in _ACTIVE:  # a compiler would break its graph at the look-up
+        raise RuntimeError(
+            f"tokensieve.sieve: this {type(module).__name__} is a copy made inside a sieve and has half of its hooks; copy it outside"
+        )
+
+
 def guard(module: Any, enter: Callable[..., Any], leave: Callable[..., None]) -> list[Any]:
     """Hooks before and after a claimed module that refuse a copy of it (which carries half of the sieve) and a second thread.
 
@@ -43,10 +53,7 @@ def guard(module: Any, enter: Callable[..., Any], leave: Callable[..., None]) ->
     inside: list[threading.Thread] = []  # the owner of the running call, then whoever came meanwhile
 
     def before(called: Any, args: Any, kwargs: Any) -> Any:
-        if called not in _ACTIVE:
-            raise RuntimeError(
-                f"tokensieve.sieve: this {type(called).__name__} is a copy made inside a sieve and has half of its hooks; copy it outside"
-            )
+        refuse_copy(called)
         here = threading.current_thread()
         inside[:] = [thread for thread in inside if thread.is_alive() and thread is not here] + [here]
         if len(inside) > 1:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ..flops import encoder_block_flops
 from ..methods.base import BlockMethod
 from ..methods.views import BlockView
-from .active import claim, release, require_uncompiled
+from .active import claim, refuse_copy, release, require_uncompiled
 from .report import Report
 from .towers import find_tower
 
@@ -75,6 +75,7 @@ class BlockRun:
         claim(self._tower.model, [self._tower.owner], self)
         try:
             self.install()
+            self._handles.append(self._tower.owner.register_forward_pre_hook(refuse_copy))
         except BaseException:
             self.remove()
             release([self._tower.owner])
