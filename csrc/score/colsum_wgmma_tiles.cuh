@@ -93,7 +93,7 @@ struct Halves {
     const auto ask = [&](int item) {
       decltype(fetch(0)) beside = {};
       if (item < items) beside = fetch(item);
-      simt::cp_async_commit();  // always a group, so that waits can count
+      simt::cp_async_commit();  // always a group, so that waits can count; the last ones are empty
       return beside;
     };
 #pragma unroll 1
@@ -117,7 +117,6 @@ struct Halves {
       keep(item + kWgmmaStages - 1, beside);
       simt::wgmma_wait<0>(low.acc[0]);  // no product is in flight where the loop turns: ptxas would make them wait for each other
     }
-    simt::cp_async_wait<0>();
   }
 };
 

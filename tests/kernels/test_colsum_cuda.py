@@ -200,6 +200,7 @@ def test_wgmma_boundaries(kernels: Any, L: int, N: int, D: int, causal: bool) ->
     case = Case(H=2, Hkv=1, L=L, N=N, D=D, dtype=HALF[L % 2], causal=causal)
     check(kernels, replace(case, plan=WGMMA))
     check(kernels, replace(case, plan=WGMMA | {"row_splits": 3, "col_splits": 3}))
+    check(kernels, replace(case, head_reduction=NONE, plan=WGMMA | {"col_splits": 3}))
 
 
 @pytest.mark.parametrize("heads", [NONE, MEAN, SUM, MAX])
