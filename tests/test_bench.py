@@ -355,13 +355,14 @@ def test_gpu_runs_what_builds_and_what_checks_the_wrappers_first(monkeypatch: py
     monkeypatch.setattr(gpu.shutil, "which", lambda name, **_: f"/bin/{name}")
     gpu.steps(Recorder(1.0), "90a", 16)
     names = [[step.name for step in group] for group in groups]
-    assert names[:3] == [["build", "build-conformance"], ["conformance", "card"], ["tests-gpu", "tests-cpu"]]
+    assert names[:3] == [["build", "build-conformance"], ["conformance", "card"], ["tests-gpu", "tests-cpu", "tests-wgmma"]]
     assert names[-1] == ["bench"]
     by_name = {step.name: step for group in groups for step in group}
     assert by_name["build"].environment["TOKENSIEVE_CUDA_ARCHS"] == "90a"
     assert all(by_name[n].needs == ("card",) for n in ("tests-gpu", "memcheck-ops", "bench"))  # skipped tests would pass
     assert all((gpu.ROOT / "tests" / name).exists() for name in gpu.ELSEWHERE)
-    assert [n for n, step in by_name.items() if step.partial] == ["memcheck-ops", "racecheck-ops", "bench"]
+    assert [n for n, step in by_name.items() if step.partial] == ["memcheck-ops", "racecheck-ops", "bench-wgmma", "bench"]
+    assert {n for n, step in by_name.items() if "TOKENSIEVE_WGMMA" in step.environment} == {"tests-wgmma", "bench-wgmma"}
     assert sum(max(step.seconds for step in group) for group in groups[:-1]) < gpu.TOTAL_SECONDS
 
 

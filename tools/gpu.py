@@ -211,6 +211,8 @@ def steps(runner: Runner, arch: str, jobs: int) -> None:
     )
     pytest = [python, "-m", "pytest", "--continue-on-collection-errors"]
     few_threads, ignored = {"OMP_NUM_THREADS": "2"}, [f"--ignore=tests/{name}" for name in ELSEWHERE]
+    # The sweeps on warpgroups, off until they have passed here: the same tests, and rows, once more.
+    wgmma, sums = {"TOKENSIEVE_WGMMA": "1"}, [f"tests/ops/test_attention_{name}.py" for name in ("all_rows", "lse", "pagerank")]
     runner.group(
         # One line a test, so that a cut-off log still says what passed. 1467 tests take 170 s in one process of a CPU.
         Step("tests-gpu", [*pytest, "-v", *spread(jobs, 8), "-m", "gpu and not wheel"], 170, needs=("card",), environment=few_threads),
@@ -221,6 +223,7 @@ def steps(runner: Runner, arch: str, jobs: int) -> None:
             needs=("build",),
             environment=few_threads,
         ),
+        Step("tests-wgmma", [*pytest, "-v", "-m", "gpu and not wheel", *sums], 170, ("conformance", "card"), few_threads | wgmma),
     )
     sanitizer = shutil.which("compute-sanitizer", path=environment()["PATH"])
     if sanitizer:
@@ -245,13 +248,10 @@ def steps(runner: Runner, arch: str, jobs: int) -> None:
         )
     else:
         runner.results.append(Result("compute-sanitizer", "skipped", 0.0, "not installed", ""))
-    # The sweep on warpgroups, off until it has passed here: the same tests and rows once more.
-    wanted, sums = {"TOKENSIEVE_WGMMA": "1"}, [f"tests/ops/test_attention_{name}.py" for name in ("all_rows", "lse", "pagerank")]
-    runner.group(Step("tests-wgmma", [*pytest, "-v", "-m", "gpu and not wheel", *sums], 60, ("conformance", "card"), few_threads | wanted))
     bench = [python, "-m", "bench", "--device", "cuda"]
-    runner.group(Step("bench", bench, 300, needs=("card",), partial=True))  # saves family by family
     again = [*bench, "colsum", "--no-compile", "--out", "build/gpu/bench-wgmma"]
-    runner.group(Step("bench-wgmma", again, 40, needs=("tests-wgmma",), environment=wanted, partial=True))
+    runner.group(Step("bench-wgmma", again, 30, needs=("tests-wgmma",), environment=wgmma, partial=True))
+    runner.group(Step("bench", bench, 300, needs=("card",), partial=True))  # saves family by family
 
 
 def spread(jobs: int, most: int) -> list[str]:

@@ -1,7 +1,8 @@
 """Runs the kernel tests under AddressSanitizer + UBSan and under ThreadSanitizer (what `make sanitize` calls).
 
 Each sanitizer has its own build tree (build/testing-address, build/testing-thread) and its own Python process, with the sanitizer's
-runtime preloaded. A finding ends that process with a report. torch is not imported: the kernel tests need numpy alone.
+runtime preloaded; the processes run side by side. A finding ends its process with a report. torch is not imported: the kernel tests need
+numpy alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from build import ROOT, build
@@ -55,21 +57,32 @@ def pytest_command(arguments: list[str]) -> list[str]:
     return [sys.executable, "-m", "pytest", "-q", "--confcutdir", "tests/kernels", *plugins, *arguments, *paths]
 
 
+def run_tests(sanitizer: str, arguments: list[str]) -> int:
+    """Runs pytest under one sanitizer and prints all that it said, in one piece; returns its exit code."""
+    start = time.monotonic()
+    done = subprocess.run(
+        pytest_command(arguments), cwd=ROOT, env=environment(sanitizer, tree(sanitizer)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    said = done.stdout.decode(errors="replace")
+    print(f"{said}sanitize {sanitizer}: ran in {time.monotonic() - start:.0f} s, exit {done.returncode}", flush=True)
+    return done.returncode
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", default=str(os.cpu_count() or 1))
     parser.add_argument("--only", choices=["address", "thread"], help="one sanitizer instead of both")
     parser.add_argument("pytest", nargs="*", help="arguments of pytest (after --)")
     arguments = parser.parse_args()
-    failed = []
-    for sanitizer in [arguments.only] if arguments.only else ["address", "thread"]:
+    chosen = [arguments.only] if arguments.only else ["address", "thread"]
+    for sanitizer in chosen:
         start = time.monotonic()
         build_tree(sanitizer, arguments.jobs)
-        built = time.monotonic()
-        done = subprocess.run(pytest_command(arguments.pytest), cwd=ROOT, env=environment(sanitizer, tree(sanitizer)))
-        times = f"built in {built - start:.0f} s, ran in {time.monotonic() - built:.0f} s"
-        print(f"sanitize {sanitizer}: {times}, exit {done.returncode}", flush=True)
-        failed += [sanitizer] if done.returncode != 0 else []
+        print(f"sanitize {sanitizer}: built in {time.monotonic() - start:.0f} s", flush=True)
+    print("sanitize: running the tests, minutes; each sanitizer's output comes when it is done", flush=True)
+    with ThreadPoolExecutor(len(chosen)) as pool:  # each is one process: side by side on two cores
+        codes = list(pool.map(lambda sanitizer: run_tests(sanitizer, arguments.pytest), chosen))
+    failed = [sanitizer for sanitizer, code in zip(chosen, codes) if code != 0]
     sys.exit(f"sanitize: failed under {', '.join(failed)}" if failed else 0)
 
 
